@@ -1,0 +1,22 @@
+"""Packaging from settings.ini, which nbdev and this file share."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+config = ConfigParser(delimiters=['='])
+config.read(here/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+
+setup(
+    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
+    url=cfg['git_url'], license='GPL-3.0-or-later', keywords=cfg['keywords'].split(),
+    long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
+    packages=find_packages(include=['nanoshape', 'nanoshape.*']),
+    python_requires='>=' + cfg['min_python'],
+    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+    entry_points={'console_scripts': cfg['console_scripts'].split()},
+    classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3.11',
+                 'Topic :: Scientific/Engineering'],
+)
