@@ -66,7 +66,7 @@ def fit_temperature(
         l.backward()
         return l
     opt.step(loss)
-    return float(log_t.exp().clamp(.05, 20))
+    return float(log_t.detach().exp().clamp(.05, 20))
 
 # %% ../nbs/10_evaluate.ipynb #b6686555
 def confidence_threshold(

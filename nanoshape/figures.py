@@ -35,7 +35,7 @@ def scale_bar(
     nm = min((m*10.**e for e in range(-2, 4) for m in (1, 2, 5)), key=lambda v: abs(v - field/5))
     n, y0, y1 = nm*NM/sampling, *ax.get_ylim()
     h = abs(y0 - y1)
-    ax.add_patch(Rectangle((.03*width, y0 - .16*h), n + .04*width, .145*h, color='black', alpha=.55, lw=0))
+    ax.add_patch(Rectangle((.03*width, y0 - .14*h), n + .04*width, .115*h, color='black', alpha=.5, lw=0))
     ax.add_patch(Rectangle((.05*width, y0 - .055*h), n, .018*h, color=color, lw=0))
     ax.text(.05*width + n/2, y0 - .07*h, f'{nm:g} nm', color=color, ha='center', va='bottom', fontsize='small')
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READERS', 'PICTURES', 'MAX_PIXELS', 'BLUR', 'TWO_POPULATIONS', 'HALO', 'UNKNOWN', 'Micrograph', 'check_sampling',
-           'read', 'resampled', 'segment', 'measure_particles', 'particle_fields', 'classify']
+           'read', 'resampled', 'segment', 'measure_particles', 'particle_fields', 'probability_columns', 'classify']
 
 # %% ../nbs/11_micrographs.ipynb #3412795e
 from dataclasses import dataclass
@@ -203,9 +203,16 @@ def particle_fields(
         out.append(crop)
     return torch.from_numpy(np.stack(out)) if out else torch.empty(0, gpts, gpts)
 
-# %% ../nbs/11_micrographs.ipynb #290ec312
+# %% ../nbs/11_micrographs.ipynb #3be23046
 UNKNOWN = 'undetermined'
 
+def probability_columns(
+    classes,  # a card's class names
+)->list[str]:
+    "The table's column of each class's probability."
+    return ['p_' + c.replace(' ', '_') for c in classes]
+
+# %% ../nbs/11_micrographs.ipynb #1ba07bf8
 def classify(
     m:Micrograph,
     labels:np.ndarray,  # (y, x), from `segment`
@@ -216,7 +223,7 @@ def classify(
     t = measure_particles(m, labels)
     fields = particle_fields(m, labels, t, card['sampling'], card['gpts'])
     probs = (logits(model, network_input(fields))/card['temperature']).softmax(1).numpy() if len(t) else np.empty((0, len(card['classes'])))
-    for c, p in zip(card['classes'], probs.T): t['p_' + c.replace(' ', '_')] = p
+    t[probability_columns(card['classes'])] = probs
     t['confidence'] = probs.max(1, initial=0)
     lo, hi = card['feret_range_nm']
     t['reason'] = np.select([t.border, t.feret_max_nm < lo, t.feret_max_nm > hi, t.confidence < card['threshold']],

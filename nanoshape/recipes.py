@@ -143,7 +143,7 @@ def sample(
     shift = tuple(g.uniform(-recipe.shift_nm, recipe.shift_nm, 2)*NM)
     film = amorphous(width, thickness, g, density=recipe.carbon_density, min_distance=recipe.carbon_min_distance_nm*NM) if thickness else None
     labels = dict(index=i, structure=s, shape=shape, size=free.info['size'], n_atoms=len(free), carbon=thickness, **projected_sizes(turned))
-    return assemble(turned, width, film, shift), labels
+    return assemble(turned, width, film, [shift]), labels
 
 # %% ../nbs/05_recipes.ipynb #2c9ddef6
 def conditions(

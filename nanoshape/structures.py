@@ -7,6 +7,7 @@ __all__ = ['SHAPES', 'PHI', 'CORNERS', 'MACKAY', 'GAP', 'PAD', 'facets', 'lattic
            'rotated', 'feret', 'projected_sizes', 'number_density', 'amorphous', 'assemble']
 
 # %% ../nbs/02_structures.ipynb #25999b2f
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 
@@ -179,17 +180,22 @@ GAP = 2.5  # Å between particle and support, about the mean of a metal bond and
 PAD = 2.0  # Å of vacuum before and after
 
 def assemble(
-    atoms:Atoms,  # the particle, any position
+    particles:Atoms|Sequence[Atoms],  # one or more, any position
     width:float,  # Å, box in x and y
     support:Atoms|None=None,  # a slab of the same width, from z = 0 up
-    shift:tuple[float,float]=(0., 0.),  # Å, particle's centre from the box's centre (x, y)
+    shifts:Sequence=((0., 0.),),  # Å, each particle's centre (x, y) from the box's centre
 )->Atoms:
-    "One periodic cell with the particle in the middle and the support below it. Raises `UserError` if the particle does not fit."
-    out = atoms.copy()
-    lo, hi = out.positions.min(0), out.positions.max(0)
-    if (hi - lo)[:2].max() > width: raise UserError(f'a particle {(hi - lo)[:2].max()/NM:.1f} nm wide does not fit a box of {width/NM:g} nm')
-    out.positions += np.array([width/2 + shift[0], width/2 + shift[1], PAD]) - np.array([*(lo + hi)[:2]/2, lo[2]])
-    depth = hi[2] - lo[2] + 2*PAD
+    "One periodic cell with the particles at their places and the support below them. Raises `UserError` if a particle does not fit."
+    particles = [particles] if isinstance(particles, Atoms) else list(particles)
+    depth = 2*PAD + max(np.ptp(p.positions[:, 2]) for p in particles)
+    out = Atoms(info=dict(particles[0].info) if len(particles) == 1 else {})
+    for p, shift in zip(particles, shifts, strict=True):
+        lo, hi = p.positions.min(0), p.positions.max(0)
+        if (hi - lo)[:2].max() > width: raise UserError(f'a particle {(hi - lo)[:2].max()/NM:.1f} nm wide does not fit a box of {width/NM:g} nm')
+        p = p.copy()
+        p.positions += np.array([*(width/2 + np.asarray(shift) - (lo + hi)[:2]/2), depth - PAD - hi[2]])
+        p.positions[:, :2] %= width
+        out += p
     if support is not None and len(support):
         film = support.copy(); film.positions[:, 2] += depth - PAD + GAP
         out, depth = out + film, depth - PAD + GAP + support.cell[2, 2] + PAD

@@ -1,0 +1,37 @@
+# make demo        set up and run the main job; IMAGE=micrograph.dm4 PIXEL_SIZE=0.0586 (nm per pixel) reads your own
+# make test        set up and run the tests
+# make notebooks   run the library notebooks and keep their outputs (after editing: make export)
+# make export      write nanoshape/ from the notebooks and clean them
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.nanoshape-installed
+NOTEBOOKS ?= nbs/*.ipynb nbs/figures/*.ipynb
+
+.PHONY: demo test notebooks export clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/nanoshape demo $(if $(IMAGE),--image '$(IMAGE)') $(if $(PIXEL_SIZE),--pixel-size '$(PIXEL_SIZE)') $(if $(FRAME),--frame '$(FRAME)') $(if $(OUT),--out '$(OUT)')
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# the environment is made once, and again only when what it is made from changes
+$(READY): constraints.txt settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "nanoshape is pinned for Python 3.11, this is %d.%d: install python3.11 and python3.11-venv, or name another with make PYTHON=…" % sys.version_info[:2])'
+	@echo 'Setting up .venv (about 3 minutes and 7 GB, once) …'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]'
+	@touch $@
+
+export: $(READY)
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+notebooks: export
+	for n in $(NOTEBOOKS); do $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $$n || exit 1; done
+	$(BIN)/nbdev_clean
+
+clean:
+	rm -rf $(VENV) build *.egg-info
