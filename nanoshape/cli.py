@@ -9,7 +9,7 @@ __all__ = ['TILE', 'TILE_PIXEL_NM', 'TILE_NOTE', 'SIMULATED_NOTE', 'runs_folder'
 # %% ../nbs/15_cli.ipynb #314bc01b
 import argparse, sys, time, warnings
 from pathlib import Path
-from .core import NM, UserError, project_root, shared_data
+from .core import NM, UserError, check_replaceable, project_root, shared_data
 
 # %% ../nbs/15_cli.ipynb #82ba6e8f
 def runs_folder()->Path:
@@ -25,37 +25,40 @@ def default_model()->Path:
 
 # %% ../nbs/15_cli.ipynb #75a3526f
 def _check_out(out, image=None):  # a results folder must not swallow its own input, nor anything but older results
-    if image is not None and Path(image).resolve().is_relative_to(Path(out).resolve()): raise UserError(f'{image} lies inside the results folder {out}, which would be replaced: choose another with --out')
-    with_marker = (Path(out)/'run.json').is_file()
-    if Path(out).exists() and not with_marker and (not Path(out).is_dir() or any(Path(out).iterdir())):
-        raise UserError(f'{out} exists and holds other things than results of nanoshape: choose another folder with --out')
+    if image is not None and Path(image).resolve().is_relative_to(Path(out).resolve()):
+        raise UserError(f'{image} lies inside the results folder {out}, which would be replaced: choose another with --out')
+    check_replaceable(out)
 
-def _read(a, field):  # the micrograph of the command line
+def _read(a):  # the micrograph of the command line
     from nanoshape.micrographs import read
-    return read(a.image, None if a.pixel_size is None else a.pixel_size*NM, a.frame, field)
+    return read(a.image, None if a.pixel_size is None else a.pixel_size*NM, a.frame)
 
 # %% ../nbs/15_cli.ipynb #b6335d88
 def analyse(a):
     "The command `analyse`: micrograph in, report folder out."
     out = Path(a.out or runs_folder()/Path(a.image).stem)
     _check_out(out, a.image)
+    m = _read(a)
     from nanoshape.report import summarise, write_report
     from nanoshape.train import load_model
     model, card = load_model(a.model or default_model())
-    m = _read(a, card['gpts']*card['sampling'])
     table = write_report(m, model, card, out, image=str(a.image))
     print(summarise(m, table, card))
     print(f'Results: {out}/report.html (and particles.csv, overlay.png)')
 
 # %% ../nbs/15_cli.ipynb #632a75ce
 TILE, TILE_PIXEL_NM = 'real/sintering/train_image_12.png', .0586
-TILE_NOTE = ('The micrograph is a tile of the data set msa-em/microscopy-seg-track (doi 10.69761/HDTA8338, CC BY 4.0): metal particles on an amorphous film, sintering at 800 °C. '
+TILE_NOTE = ('The micrograph is a tile of the data set msa-em/microscopy-seg-track (doi 10.69761/HDTA8338, CC BY 4.0): '
+             'metal particles on an amorphous film, sintering at 800 °C. '
              'The file gives no pixel size; 0.0586 nm follows from its {111} fringes if the metal is gold, which is an assumption.')
 SIMULATED_NOTE = 'No real micrograph was at hand, so this one is simulated. True shapes, from upper left to lower right: '
 
 def _demo_micrograph(a, recipe):  # → micrograph, notes for the page
-    from nanoshape.micrographs import read
-    if a.image: return _read(a, recipe.box_nm*NM), []
+    from nanoshape.micrographs import check_field, read
+    if a.image:
+        m = _read(a)
+        check_field(m, recipe.box_nm*NM)
+        return m, []
     tile = (shared_data() or Path('.'))/TILE
     if tile.is_file(): return read(tile, TILE_PIXEL_NM*NM), [TILE_NOTE]
     from nanoshape.studies import simulated_micrograph
@@ -65,8 +68,10 @@ def _demo_micrograph(a, recipe):  # → micrograph, notes for the page
 # %% ../nbs/15_cli.ipynb #e1cbdf19
 def demo(a):
     "The command `demo`: simulate, train and test, then analyse a micrograph."
-    out, work, start = Path(a.out or runs_folder()/'demo'), runs_folder()/'demo-training', time.time()
+    out, start = Path(a.out or runs_folder()/'demo'), time.time()
+    work = out.with_name(out.name + '-training')
     _check_out(out, a.image)
+    from nanoshape.evaluate import score_text
     from nanoshape.recipes import load_recipe
     from nanoshape.report import summarise, write_report
     from nanoshape.studies import train_and_test
@@ -74,15 +79,21 @@ def demo(a):
     recipe = load_recipe(project_root()/'data/recipes/demo.yaml', **({'structures': a.structures} if a.structures else {}))
     micrograph, notes = _demo_micrograph(a, recipe)
     have = (work/'metrics.json').is_file()
-    print(f'1/3 Training and test on simulated particles: {"done before, in " + str(work) if have else f"{len(recipe)} exit waves, then {a.epochs} epochs; about 6 minutes on 2 cores"}.')
+    plan = f'done before, see {work}' if have else f'{len(recipe)} exit waves, then {a.epochs} epochs; 6 to 8 minutes on 2 cores'
+    print(f'1/3 Training and test on simulated particles: {plan}.')
     m = train_and_test(recipe, work, epochs=a.epochs, lr=4e-3, seed=recipe.seed)
-    print(f'2/3 Held-out structures: {m["correct"]} of {m["n"]} right, {m["accuracy"]:.1%} (95 % interval {m["accuracy_low"]:.1%} to {m["accuracy_high"]:.1%}; chance {m["chance"]:.1%}).')
+    print(f'2/3 Held-out structures: {score_text(m)} Chance: {m["chance"]:.1%}.')
     model, card = load_model(work/'model.safetensors')
     table = write_report(micrograph, model, card, out, notes, image=str(a.image or micrograph.name))
     print(f'3/3 {summarise(micrograph, table, card)}')
-    print(f'Done in {(time.time() - start)/60:.1f} minutes. Results: {out}/report.html (and overlay.png, particles.csv, confusion.png, curves.png)')
+    print(f'Done in {(time.time() - start)/60:.1f} minutes. Results: {out}/report.html '
+          '(and overlay.png, particles.csv, confusion.png, curves.png)')
 
 # %% ../nbs/15_cli.ipynb #763e6c92
+def _count(text):  # argparse shows this message
+    if not text.isdigit() or not 0 < int(text) <= 10**6: raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1 to 1000000')
+    return int(text)
+
 def _image_options(p):
     p.add_argument('--pixel-size', type=float, metavar='NM', help='nm per pixel; needed where the file does not say it')
     p.add_argument('--frame', type=int, metavar='K', help='which image of a stack, from 0')
@@ -90,17 +101,21 @@ def _image_options(p):
 
 def parser()->argparse.ArgumentParser:
     "The command line's definition."
-    p = argparse.ArgumentParser('nanoshape', description='Shapes of nanoparticles from single HRTEM images, by networks trained on simulated images only.',
-                                epilog='Start with `nanoshape demo`: it trains a small network in about six minutes. Then `nanoshape analyse my.dm4` reads your own micrographs.')
+    p = argparse.ArgumentParser('nanoshape', description='Shapes of nanoparticles from single HRTEM images, by networks trained on simulated images.',
+                                epilog='Start with `nanoshape demo`: it trains a small network in a few minutes. '
+                                       'Then `nanoshape analyse my.dm4` reads your own micrographs.')
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    d = sub.add_parser('demo', help='simulate, train, test, and read a micrograph (about 6 minutes on 2 cores)', description='Simulates particles, trains and tests a network, and reads a micrograph with it.')
+    d = sub.add_parser('demo', help='simulate, train, test, and read a micrograph (6 to 8 minutes on 2 cores)',
+                       description='Simulates particles, trains and tests a network, and reads a micrograph with it.')
     d.add_argument('--image', help='your own micrograph (default: a real sample tile if there is one, else a simulated one)')
-    d.add_argument('--structures', type=int, help='number of simulated particles (default: 1500)')
-    d.add_argument('--epochs', type=int, default=60, help='passes over the training set (default: 60)')
+    d.add_argument('--structures', type=_count, help='number of simulated particles (default: 1500)')
+    d.add_argument('--epochs', type=_count, default=60, help='passes over the training set (default: 60)')
     d.set_defaults(run=demo); _image_options(d)
-    s = sub.add_parser('analyse', help='find, measure and classify the particles of a micrograph', description='Finds, measures and classifies the particles of one micrograph.')
+    s = sub.add_parser('analyse', help='find, measure and classify the particles of a micrograph',
+                       description='Finds, measures and classifies the particles of one micrograph.')
     s.add_argument('image', help='DM3, DM4, EMD, SER, MRC, TIFF, PNG or JPEG')
-    s.add_argument('--model', metavar='FILE', help='a model file, …safetensors (default: data/models/, else the demo\'s)')
+    s.add_argument('--model', metavar='FILE',
+                   help='a model file, …safetensors (default: data/models/, else the demo\'s)')
     s.set_defaults(run=analyse); _image_options(s)
     return p
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NM', 'UserError', 'project_root', 'shared_data', 'rng', 'torch_rng', 'seed_everything', 'default_device',
-           'whole_file', 'whole_folder', 'write_json', 'read_json', 'read_yaml', 'provenance']
+           'whole_file', 'check_replaceable', 'whole_folder', 'write_json', 'read_json', 'read_yaml', 'provenance']
 
 # %% ../nbs/00_core.ipynb #a9d2c96f
 import json, os, shutil, subprocess, sys, zlib
@@ -84,19 +84,22 @@ def whole_file(
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #d750a929
-def _ours(path, marker):  # may this folder be replaced?
-    if not path.exists(): return True
-    return path.is_dir() and (not any(path.iterdir()) or (path/marker).is_file())
+def check_replaceable(
+    path:str|Path,  # a results folder, which may exist
+    marker:str='run.json',  # file that every results folder holds: how an older one is recognised
+):
+    "Raises `UserError` if `path` exists and is neither an empty folder nor an older result."
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path/marker).is_file())):
+        raise UserError(f'{path} exists and holds other things than results of nanoshape: choose another folder')
 
 @contextmanager
 def whole_folder(
     path:str|Path,  # final name
-    marker:str='run.json',  # file that every such folder holds: how an older one is recognised
 ):
-    """Yields a fresh folder beside `path`, which takes its place if the block succeeds and vanishes if it fails.
-    Raises `UserError` if `path` exists and is neither empty nor an older result."""
+    "Yields a fresh folder beside `path`, which takes its place if the block succeeds and vanishes if it fails. Checks with `check_replaceable`."
     path = Path(path).absolute()
-    if not _ours(path, marker): raise UserError(f'{path} exists and holds other things than results of nanoshape: choose another folder')
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp, old = (path.with_name(f'.{path.name}.{os.getpid()}.{s}') for s in ('tmp', 'old'))
     tmp.mkdir()
@@ -130,7 +133,8 @@ def read_yaml(
     "Read a YAML mapping with the safe loader; anything else raises `UserError`."
     try: d = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise UserError(f'there is no file {path}') from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as e: raise UserError(f'{path} is not a readable YAML file ({e})'.replace('\n', ' ')) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
+        raise UserError(f'{path} is not a readable YAML file ({e})'.replace('\n', ' ')) from None
     if not isinstance(d, dict): raise UserError(f'{path} must hold `key: value` lines')
     return d
 
@@ -143,6 +147,7 @@ def _version(name):
 
 def provenance()->dict:
     "Python and package versions, and the checkout's commit (`-dirty` if changed since; `None` outside git)."
-    try: git = subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=project_root(), capture_output=True, text=True, timeout=10).stdout.strip()
+    command = ['git', 'describe', '--always', '--dirty', '--exclude=*']
+    try: git = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, timeout=10).stdout.strip()
     except (UserError, OSError, subprocess.SubprocessError): git = ''
     return dict(commit=git or None, python=sys.version.split()[0], **{p: _version(p) for p in _PACKAGES})

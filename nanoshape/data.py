@@ -7,8 +7,6 @@ __all__ = ['CLIP', 'KEEP_IN_MEMORY', 'network_input', 'split_by_structure', 'fro
            'WaveLoader', 'class_index', 'dataloaders']
 
 # %% ../nbs/07_data.ipynb #54e4829c
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import torch
@@ -16,7 +14,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from sklearn.model_selection import GroupShuffleSplit
 from .core import UserError, default_device, torch_rng
-from .microscope import expose, images, intensity, take, to_device
+from .microscope import expose, images, intensity, to_device
 from .recipes import Recipe, conditions
 from .store import Store
 
@@ -40,7 +38,8 @@ def split_by_structure(
 )->tuple[np.ndarray,np.ndarray,np.ndarray]:  # sample numbers of training, validation and test
     "Random split in which no structure is on two sides."
     def cut(rows, share, state):
-        if len(set(labels.structure.iloc[rows])) < 2: raise UserError(f'{labels.structure.nunique()} structures are too few to split into training, validation and test')
+        if len(set(labels.structure.iloc[rows])) < 2:
+            raise UserError(f'{labels.structure.nunique()} structures are too few to split into training, validation and test')
         a, b = next(GroupShuffleSplit(1, test_size=share, random_state=state).split(rows, groups=labels.structure.iloc[rows]))
         return rows[a], rows[b]
     rest, held = cut(np.arange(len(labels)), test, seed)
@@ -119,6 +118,7 @@ def dataloaders(
     "fastai `DataLoaders`: fresh images for training, frozen ones for validation. `vocab` holds the class names."
     y, device = class_index(store.labels, store.recipe.shapes), device or default_device()
     fixed = list(zip(network_input(frozen_images(store, valid)), torch.as_tensor(y[valid])))
-    dls = DataLoaders(WaveLoader(store, train, y[train], bs=bs, shuffle=True, drop_last=len(train) > bs, device=device), DataLoader(fixed, bs=2*bs, device=device))
+    fresh = WaveLoader(store, train, y[train], bs=bs, shuffle=True, drop_last=len(train) > bs, device=device)
+    dls = DataLoaders(fresh, DataLoader(fixed, bs=2*bs, device=device))
     dls.vocab = list(store.recipe.shapes)
     return dls

@@ -13,7 +13,8 @@ from .core import UserError
 # %% ../nbs/08_models.ipynb #2b9c4938
 WIDTHS = (16, 32, 64, 96, 128, 128)
 
-def _block(c_in, c_out): return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+def _block(c_in, c_out):
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True), nn.MaxPool2d(2))
 
 def cnn(
     blocks:int=6,  # 4, 5 or 6

@@ -45,24 +45,29 @@ def fourier_crop(
         n = w.shape[dim]
         keep = torch.fft.fftfreq(min(n, gpts), 1/min(n, gpts)).round().long()  # signed indices that both grids have
         shape = list(w.shape); shape[dim] = gpts
-        w = torch.zeros(shape, dtype=w.dtype, device=w.device).index_copy_(dim, (keep % gpts).to(w.device), w.index_select(dim, (keep % n).to(w.device)))*(gpts/n)
+        kept = w.index_select(dim, (keep % n).to(w.device))*(gpts/n)
+        w = torch.zeros(shape, dtype=w.dtype, device=w.device).index_copy_(dim, (keep % gpts).to(w.device), kept)
     return torch.fft.ifft2(w)
 
 # %% ../nbs/03_multislice.ipynb #342fb31e
 def _check(atoms, gpts, energy, slice_thickness):
     wavelength(energy)
     x, y, z = atoms.cell.lengths()
-    if not np.allclose(atoms.cell.array, np.diag((x, y, z)), atol=1e-6) or not min(x, y, z) > 0: raise UserError('the structure needs a rectangular cell: use structures.assemble, or atoms.center(vacuum=…)')
+    if not np.allclose(atoms.cell.array, np.diag((x, y, z)), atol=1e-6) or not min(x, y, z) > 0:
+        raise UserError('the structure needs a rectangular cell: use structures.assemble, or atoms.center(vacuum=…)')
     if abs(x - y) > 1e-6: raise UserError(f'the cell must be square in x and y, not {x:g} × {y:g} Å')
     if not np.isfinite(atoms.positions).all(): raise UserError('some atom positions are not numbers')
-    if len(atoms) and (atoms.positions.min() < -1e-6 or (atoms.positions > atoms.cell.lengths() + 1e-6).any()): raise UserError('some atoms are outside of the cell: wrap or centre the structure first')
-    if x/gpts > .5: raise UserError(f'{gpts} pixels over {x:g} Å are too coarse for a multislice calculation: use at least {int(np.ceil(2*x))}')
+    if len(atoms) and (atoms.positions.min() < -1e-6 or (atoms.positions > atoms.cell.lengths() + 1e-6).any()):
+        raise UserError('some atoms are outside of the cell: wrap or centre the structure first')
+    if x/gpts > .5:
+        raise UserError(f'{gpts} pixels over {x:g} Å are too coarse for a multislice calculation: use at least {int(np.ceil(2*x))}')
     if not .1 <= slice_thickness <= 20: raise UserError(f'a slice thickness of {slice_thickness:g} Å makes no sense: use about 2')
 
 # %% ../nbs/03_multislice.ipynb #debd13fd
 def _abtem_wave(atoms, gpts, energy, slice_thickness, scattering):  # one exit wave (y, x) as numpy complex64
     import abtem
-    with abtem.config.set({'diagnostics.progress_bar': False}), warnings.catch_warnings():
+    same_bits = {'fftw.planning_effort': 'FFTW_ESTIMATE'}  # a measured plan depends on the moment, and with it the last digit
+    with abtem.config.set({'diagnostics.progress_bar': False, **same_bits}), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         potential = abtem.Potential(atoms, gpts=gpts, slice_thickness=slice_thickness, parametrization=scattering, projection='infinite')
         return np.ascontiguousarray(abtem.PlaneWave(energy=energy).multislice(potential, lazy=False).array.T)  # abTEM's axes are (x, y)

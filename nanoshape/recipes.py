@@ -7,9 +7,9 @@ __all__ = ['Spread', 'check_spread', 'bounds', 'draw', 'Recipe', 'fingerprint', 
            'conditions']
 
 # %% ../nbs/05_recipes.ipynb #0e7bbd09
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_type_hints
 import hashlib, json
 
 import numpy as np
@@ -29,10 +29,12 @@ def check_spread(
     "Raises `UserError`, naming the key, unless `spec` is a finite number or a known distribution with its two bounds in order."
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
     if number(spec): return
-    if not isinstance(spec, dict) or len(spec) != 1: raise UserError(f'{key} must be a number, {{uniform: [a, b]}} or {{loguniform: [a, b]}}, not {spec!r}')
+    if not isinstance(spec, dict) or len(spec) != 1:
+        raise UserError(f'{key} must be a number, {{uniform: [a, b]}} or {{loguniform: [a, b]}}, not {spec!r}')
     (name, v), = spec.items()
     if name not in ('uniform', 'loguniform'): raise UserError(f'{key}: there is no distribution {name!r}, use uniform or loguniform')
-    if not (isinstance(v, list) and len(v) == 2 and all(map(number, v)) and v[0] <= v[1]): raise UserError(f'{key}: {name} needs two numbers, the smaller first, not {v!r}')
+    if not (isinstance(v, list) and len(v) == 2 and all(map(number, v)) and v[0] <= v[1]):
+        raise UserError(f'{key}: {name} needs two numbers, the smaller first, not {v!r}')
     if name == 'loguniform' and v[0] <= 0: raise UserError(f'{key}: loguniform needs numbers above 0, not {v!r}')
 
 # %% ../nbs/05_recipes.ipynb #172baf2c
@@ -108,14 +110,17 @@ def make_recipe(
     if 'name' not in values: raise UserError('a recipe needs a name')
     for k, v in values.items(): _check_type(k, v, known[k])
     r = Recipe(**{**values, 'shapes': tuple(values.get('shapes', SHAPES))})
-    if unknown := [s for s in r.shapes if s not in SHAPES]: raise UserError(f'shapes: there is no {unknown[0]!r}; there are {", ".join(SHAPES)}')
+    if unknown := [s for s in r.shapes if s not in SHAPES]:
+        raise UserError(f'shapes: there is no {unknown[0]!r}; there are {", ".join(SHAPES)}')
     if not r.shapes: raise UserError('shapes must name at least one shape')
     lattice_constant(r.element)
     for k in ('size_nm', 'carbon_nm', 'dose', 'focal_spread_nm', 'angular_spread_mrad', 'vibration_nm'):
         if bounds(getattr(r, k))[0] < 0: raise UserError(f'{k} must not be negative')
     if bounds(r.size_nm)[0] < 1: raise UserError('size_nm must be at least 1')
-    if bounds(r.size_nm)[1] + 2*r.shift_nm > r.box_nm: raise UserError(f'size_nm: the largest particle (and shift_nm) must fit box_nm = {r.box_nm:g}')
-    if r.box_nm*NM/r.gpts > .5: raise UserError(f'gpts: {r.gpts} is too coarse for box_nm = {r.box_nm:g}; use at least {int(np.ceil(r.box_nm*NM*2))}')
+    if bounds(r.size_nm)[1] + 2*r.shift_nm > r.box_nm:
+        raise UserError(f'size_nm: the largest particle (and shift_nm) must fit box_nm = {r.box_nm:g}')
+    if r.box_nm*NM/r.gpts > .5:
+        raise UserError(f'gpts: {r.gpts} is too coarse for box_nm = {r.box_nm:g}; use at least {int(np.ceil(r.box_nm*NM*2))}')
     if r.out_gpts > r.gpts: raise UserError('out_gpts must not exceed gpts')
     return r
 

@@ -17,7 +17,8 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from skimage import measure
-from .core import provenance, whole_folder, write_json
+from .core import NM, provenance, whole_folder, write_json
+from .evaluate import score_text
 from .figures import PALETTE, UNDETERMINED, plot_confusion, plot_curves, show_image, show_images, use_style
 from .micrographs import UNKNOWN, Micrograph, classify, particle_fields, probability_columns, segment
 
@@ -58,15 +59,19 @@ def picture(fig:Figure)->str:
     plt.close(fig)
     return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
 
-_HEAD = '''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>nanoshape: {{ name }}</title>
-<style>body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}img{max-width:100%}table{border-collapse:collapse;font-size:13px}
-th,td{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd}th{background:#f4f4f4}.wide{overflow-x:auto}pre{font-size:12px;white-space:pre-wrap}</style>'''
+_HEAD = '''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>nanoshape: {{ name }}</title><style>
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}img{max-width:100%}
+table{border-collapse:collapse;font-size:13px}.wide{overflow-x:auto}pre{font-size:12px;white-space:pre-wrap}
+th,td{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd}th{background:#f4f4f4}</style>'''
 
 # %% ../nbs/12_report.ipynb #f9970116
 _PAGE = _HEAD + '''<h1>{{ name }}</h1><p>{{ summary }}</p>{% for n in notes %}<p>{{ n }}</p>{% endfor %}
 {% for p in pictures %}<h2>{{ p.title }}</h2><p>{{ p.text }}</p><img src="{{ p.src }}" alt="{{ p.alt }}">{% endfor %}
-<h2>Particles</h2><p>Also in particles.csv. Diameters in nm; p: calibrated probability of each shape; an empty reason means that the answer stands.</p>
-<div class="wide"><table><tr>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>{% for r in rows %}<tr>{% for v in r %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></div>
+<h2>Particles</h2>
+<p>Also in particles.csv. Diameters in nm; p: calibrated probability of each shape; no reason: the answer stands.</p>
+<div class="wide"><table><tr>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>
+{% for r in rows %}<tr>{% for v in r %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></div>
 <h2>How this was made</h2><pre>{{ made }}</pre></html>'''
 
 def html_page(
@@ -79,9 +84,10 @@ def html_page(
 )->str:
     "One self-contained page; everything but the pictures' data is escaped."
     short = lambda v: f'{v:.2f}' if isinstance(v, float) else str(v)
-    rows = [[short(v) for v in r] for r in table.drop(columns=['x_nm', 'y_nm', 'area_nm2', 'confidence'], errors='ignore').itertuples(index=False)]
-    columns = [c for c in table.columns if c not in ('x_nm', 'y_nm', 'area_nm2', 'confidence')]
-    return Environment(autoescape=True).from_string(_PAGE).render(name=name, summary=summary, notes=notes, pictures=pictures, columns=columns, rows=rows, made=made)
+    shown = table.drop(columns=['x_nm', 'y_nm', 'area_nm2', 'confidence'], errors='ignore')
+    rows = [[short(v) for v in r] for r in shown.itertuples(index=False)]
+    page = Environment(autoescape=True).from_string(_PAGE)
+    return page.render(name=name, summary=summary, notes=notes, pictures=pictures, columns=list(shown), rows=rows, made=made)
 
 # %% ../nbs/12_report.ipynb #da1b84f3
 def network_pictures(
@@ -92,10 +98,11 @@ def network_pictures(
     if s:
         ax = plot_confusion(s['confusion'], s['classes'])
         out.append(dict(src=picture(ax.figure), title='The network on simulated test particles', alt='confusion matrix, true against predicted shape',
-            text=f'{s["n"]} images of structures it was never trained on: {s["accuracy"]:.1%} right (95 % interval {s["accuracy_low"]:.1%} to {s["accuracy_high"]:.1%}); always naming the commonest class would be right in {s["chance"]:.1%}.'))
+            text=f'{score_text(s)} The structures were never trained on; always naming the commonest class would be right in {s["chance"]:.1%}.'))
     if card.get('log'):
         axs = plot_curves(pd.DataFrame(card['log']), 1/len(card['classes']))
-        out.append(dict(src=picture(axs[0].figure), title='Learning curves', text='Losses, and accuracy on validation structures, by epoch.', alt='training and validation loss and accuracy against epoch'))
+        out.append(dict(src=picture(axs[0].figure), title='Learning curves', text='Losses, and accuracy on validation structures, by epoch.',
+                        alt='training and validation loss and accuracy against epoch'))
     return out
 
 # %% ../nbs/12_report.ipynb #a3f6f173
@@ -109,11 +116,14 @@ def summarise(
     known = table[table['shape'] != UNKNOWN]
     counts = ', '.join(f'{n} {c}' for c, n in known['shape'].value_counts().items()) or 'none'
     why = ', '.join(f'{n} {r}' for r, n in table.reason[table.reason != ''].value_counts().items())
-    return (f'{len(table)} particles in {m.name} ({m.field[1]/10:.1f} × {m.field[0]/10:.1f} nm, {m.sampling/10:.4g} nm per pixel); '
-            f'median equivalent diameter {table.equivalent_diameter_nm.median():.2f} nm. Shapes determined: {counts}.' + (f' Undetermined: {why}.' if why else ''))
+    y, x, pixel = (v/NM for v in (*m.field, m.sampling))
+    return (f'{len(table)} particles in {m.name} ({x:.1f} × {y:.1f} nm, {pixel:.4g} nm per pixel); '
+            f'median equivalent diameter {table.equivalent_diameter_nm.median():.2f} nm. '
+            f'Shapes determined: {counts}.' + (f' Undetermined: {why}.' if why else ''))
 
 # %% ../nbs/12_report.ipynb #68400408
-CAUTION = ('The network has been trained and tested on simulated images only. On a real micrograph its answers are a prediction that nothing on this page verifies; '
+CAUTION = ('The network has been trained and tested on simulated images only. '
+           'On a real micrograph its answers are a prediction that nothing on this page verifies; '
            'where a particle shows no lattice fringes, they rest on its outline and contrast alone.')
 
 def write_report(
@@ -129,16 +139,20 @@ def write_report(
     labels = segment(m)
     table = classify(m, labels, model, card)
     fig = overlay(m, labels, table, card['classes']).figure
-    made = dict(params, sampling_nm=m.sampling/10, model={k: v for k, v in card.items() if k not in ('log', 'test')}, **provenance())
-    pics = [dict(src=picture(fig), title='What was found', text='Outline colour: shape; grey: undetermined. Numbers are rows of the table.', alt='micrograph with outlined particles')]
+    made = dict(params, sampling_nm=m.sampling/NM, model={k: v for k, v in card.items() if k not in ('log', 'test')}, **provenance())
+    pics = [dict(src=picture(fig), title='What was found', alt='micrograph with outlined particles',
+                 text='Outline colour: shape; grey: undetermined. Numbers are rows of the table.')]
     if len(table): pics.append(dict(src=picture(_gallery(m, labels, table, card)), title='What the network saw', alt='gallery of particle crops',
         text='Each particle at the network\'s pixel size, others painted over, with the commonest answer and its probability.'))
     net = network_pictures(card)
     with whole_folder(out) as tmp:
         table.to_csv(tmp/'particles.csv', index=False)
-        for p, name in zip([pics[0], *net], ('overlay.png', 'confusion.png', 'curves.png')): (tmp/name).write_bytes(base64.b64decode(p['src'].split(',')[1]))
+        for p, name in zip([pics[0], *net], ('overlay.png', 'confusion.png', 'curves.png')):
+            (tmp/name).write_bytes(base64.b64decode(p['src'].split(',')[1]))
         write_json(tmp/'run.json', made)
-        (tmp/'report.html').write_text(html_page(m.name, summarise(m, table, card), table, pics + net, [*notes, CAUTION], '\n'.join(f'{k}: {v}' for k, v in made.items())), encoding='utf-8')
+        record = '\n'.join(f'{k}: {v}' for k, v in made.items())
+        page = html_page(m.name, summarise(m, table, card), table, pics + net, [*notes, CAUTION], record)
+        (tmp/'report.html').write_text(page, encoding='utf-8')
     return table
 
 # %% ../nbs/12_report.ipynb #c4ff3008

@@ -58,8 +58,10 @@ def simulate(
     _open_for_writing(recipe, out)
     todo = [s for s in range(-(-len(recipe)//SHARD)) if not _shard_table(out, s).is_file()]
     if todo:
-        with tqdm(total=len(recipe), initial=len(recipe) - sum(min(SHARD, len(recipe) - s*SHARD) for s in todo), desc='exit waves', unit='wave') as bar:
-            for n in _run_shards(recipe, out, todo, len(os.sched_getaffinity(0)) if workers is None else workers): bar.update(n)
+        done = len(recipe) - sum(min(SHARD, len(recipe) - s*SHARD) for s in todo)
+        workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        with tqdm(total=len(recipe), initial=done, desc='exit waves', unit='wave') as bar:
+            for n in _run_shards(recipe, out, todo, workers): bar.update(n)
     return Store(out)
 
 def _run_shards(recipe, out, todo, workers):  # yields the number of samples as shards are finished
@@ -76,7 +78,8 @@ class Store:
         path:str|Path,  # folder written by `simulate`
     ):
         self.path = Path(path)
-        if not (self.path/'store.json').is_file(): raise UserError(f'{path} is not a store of exit waves: make one with nanoshape.store.simulate')
+        if not (self.path/'store.json').is_file():
+            raise UserError(f'{path} is not a store of exit waves: make one with nanoshape.store.simulate')
         meta = read_json(self.path/'store.json')
         self.recipe = make_recipe(**meta['recipe'])
         self.sampling, self.made_with = meta['sampling'], meta['made_with']

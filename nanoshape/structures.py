@@ -82,7 +82,8 @@ def particle(
     """A free particle around the origin, crystal axes along x, y, z. `info` holds shape and size.
     Raises `UserError` for an unknown shape or element, or a size under 1 nm or over 20 nm."""
     normals, dist = facets(shape)
-    if not NM <= size <= 20*NM: raise UserError(f'a particle of {size/NM:g} nm is outside of what is built here: give a size from 1 to 20 nm')
+    if not NM <= size <= 20*NM:
+        raise UserError(f'a particle of {size/NM:g} nm is outside of what is built here: give a size from 1 to 20 nm')
     a, r = a or lattice_constant(element), size/2
     p = _icosahedral_points(element, a, r, generator) if shape == 'icosahedron' else _fcc_points(a, r, generator.random(3))
     p = p[(p@normals.T <= dist*r).all(1)]
@@ -168,7 +169,9 @@ def amorphous(
 )->Atoms:
     "A slab of hard spheres packed at random, 0 ≤ z < thickness. Raises `UserError` above a filling of 0.3, where random addition stalls."
     rho, box = number_density(element, density), np.array([width, width, thickness], float)
-    if rho*np.pi*min_distance**3/6 > .3: raise UserError(f'{density:g} g/cm³ with {min_distance:g} Å between atoms is denser than random packing allows: lower one of them')
+    if rho*np.pi*min_distance**3/6 > .3:
+        raise UserError(f'{density:g} g/cm³ with {min_distance:g} Å between atoms is denser than random packing allows: lower one of '
+                        'them')
     atoms = np.empty((round(rho*box.prod()) + 1, 3)); atoms[-1] = box
     cells = np.full(np.ceil(box*3**.5/min_distance).astype(int), -1, np.int32)
     n = 0
@@ -191,7 +194,8 @@ def assemble(
     out = Atoms(info=dict(particles[0].info) if len(particles) == 1 else {})
     for p, shift in zip(particles, shifts, strict=True):
         lo, hi = p.positions.min(0), p.positions.max(0)
-        if (hi - lo)[:2].max() > width: raise UserError(f'a particle {(hi - lo)[:2].max()/NM:.1f} nm wide does not fit a box of {width/NM:g} nm')
+        if (hi - lo)[:2].max() > width:
+            raise UserError(f'a particle {(hi - lo)[:2].max()/NM:.1f} nm wide does not fit a box of {width/NM:g} nm')
         p = p.copy()
         p.positions += np.array([*(width/2 + np.asarray(shift) - (lo + hi)[:2]/2), depth - PAD - hi[2]])
         p.positions[:, :2] %= width

@@ -42,7 +42,8 @@ def train_and_test(
     "Simulate, split by structure, train, calibrate, test; a finished run is read back. Raises `UserError` if `out` holds another run."
     out, params = Path(out), dict(recipe=fingerprint(recipe), arch=arch, epochs=epochs, lr=lr, seed=seed, wanted_accuracy=wanted_accuracy)
     if (out/'metrics.json').is_file():
-        if (done := read_json(out/'metrics.json'))['params'] != params: raise UserError(f'{out} holds a run with other parameters: choose another folder, or delete it')
+        if (done := read_json(out/'metrics.json'))['params'] != params:
+            raise UserError(f'{out} holds a run with other parameters: choose another folder, or delete it')
         return done
     store = simulate(recipe, out/'waves', workers)
     parts = split_by_structure(store.labels, seed=seed)
@@ -57,10 +58,13 @@ def _finish(model, store, parts, out, params):  # calibrate, test, save
     scores, y = _calibrated(model, store, parts[2])
     probs = (scores/t).softmax(1).numpy()
     answered = probs.max(1) >= threshold
-    metrics = dict(params=params, n_train=len(parts[0]), n_valid=len(parts[1]), **score(y, probs, store.recipe.shapes), temperature=t, threshold=threshold, answered=float(answered.mean()),
-                   accuracy_answered=float((probs.argmax(1) == y)[answered].mean()) if answered.any() else None, **provenance())
-    save_model(out/'model.safetensors', model, params['arch'], store.recipe.shapes, store.sampling, store.recipe.out_gpts, temperature=t, threshold=threshold, feret_range_nm=_feret_range_nm(store, parts[0]),
-               log=pd.read_csv(out/'log.csv').drop(columns='time').to_dict('list'), test=metrics, licence='GPL-3.0-or-later')
+    right = probs.argmax(1) == y
+    metrics = dict(params=params, n_train=len(parts[0]), n_valid=len(parts[1]), **score(y, probs, store.recipe.shapes),
+                   temperature=t, threshold=threshold, answered=float(answered.mean()),
+                   accuracy_answered=float(right[answered].mean()) if answered.any() else None, **provenance())
+    save_model(out/'model.safetensors', model, params['arch'], store.recipe.shapes, store.sampling, store.recipe.out_gpts,
+               temperature=t, threshold=threshold, feret_range_nm=_feret_range_nm(store, parts[0]), test=metrics,
+               log=pd.read_csv(out/'log.csv').drop(columns='time').to_dict('list'), licence='GPL-3.0-or-later')
     write_json(out/'metrics.json', metrics)
     return metrics
 

@@ -22,11 +22,17 @@ def check_parameters(
 ):
     "Raises `UserError` for parameters that the notebook does not have, or values that are not plain."
     known = papermill.inspect_notebook(str(notebook))
-    if unknown := [k for k in params if k not in known]: raise UserError(f'{Path(notebook).name} has no parameter {unknown[0]!r}; it has {", ".join(known)}')
+    if unknown := [k for k in params if k not in known]:
+        raise UserError(f'{Path(notebook).name} has no parameter {unknown[0]!r}; it has {", ".join(known)}')
     for k, v in params.items():
-        if type(v) not in (str, int, float, bool, type(None)): raise UserError(f'{k} = {v!r}: parameters must be plain numbers, texts or yes/no')
+        if type(v) not in (str, int, float, bool, type(None)):
+            raise UserError(f'{k} = {v!r}: parameters must be plain numbers, texts or yes/no')
 
 # %% ../nbs/14_sweep.ipynb #d09cc4c6
+_RUN = '''import json, sys, papermill
+notebook, result, params, out = sys.argv[1:]
+papermill.execute_notebook(notebook, result, json.load(open(params)) | {"out": out}, progress_bar=False)'''
+
 def run_notebook(
     notebook:str|Path,  # with a cell tagged `parameters`, one of them `out`
     out:str|Path,  # the run's folder; the executed notebook goes there
@@ -38,9 +44,9 @@ def run_notebook(
     out = Path(out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     write_json(out/'params.json', params)
-    code = 'import sys, json, papermill; papermill.execute_notebook(*sys.argv[1:3], parameters=json.loads(open(sys.argv[3]).read()) | {"out": sys.argv[4]}, progress_bar=False)'
     args = [str(Path(notebook).absolute()), str(out/'notebook.ipynb'), str(out/'params.json'), str(out)]
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *args], capture_output=True, text=True, timeout=timeout, cwd=project_root())
+    command = [sys.executable, '-W', 'ignore', '-c', _RUN, *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=project_root())
     if done.returncode: raise RuntimeError(f'{Path(notebook).name} failed in {out}:\n{done.stderr[-2000:]}')
     return read_json(out/'metrics.json')
 

@@ -106,8 +106,10 @@ def load_model(
     path = Path(path)
     if not path.is_file(): raise UserError(f'there is no model {path}: train one with `nanoshape demo`, or give another with --model')
     card = read_json(path.with_suffix('.json'))
-    if missing := [k for k in CARD_KEYS if k not in card]: raise UserError(f'the card {path.with_suffix(".json")} lacks {", ".join(missing)}')
+    if missing := [k for k in CARD_KEYS if k not in card]:
+        raise UserError(f'the card {path.with_suffix(".json")} lacks {", ".join(missing)}')
     model = build(card['arch'], len(card['classes']))
     try: model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, OSError) as e: raise UserError(f'{path} does not hold weights for its card ({str(e).splitlines()[0]})') from None
+    except (SafetensorError, RuntimeError, OSError) as e:
+        raise UserError(f'{path} does not hold weights for its card ({str(e).splitlines()[0]})') from None
     return model.to(device).eval(), card

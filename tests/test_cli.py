@@ -1,0 +1,103 @@
+"""The command line as a user meets it."""
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from conftest import ROOT
+
+
+def nanoshape(*args, cwd=ROOT):
+    command = [sys.executable, '-W', 'ignore', '-c', 'import sys; from nanoshape.cli import main; sys.exit(main())', *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)})
+
+
+@pytest.fixture(scope='module')
+def picture(tmp_path_factory):
+    """Two dark discs; 0.06 nm per pixel."""
+    g = np.random.default_rng(0)
+    image = g.normal(150, 12, (220, 260))
+    yy, xx = np.mgrid[:220, :260]
+    for y, x, r in ((70, 75, 30), (140, 185, 42)):
+        image[(yy - y)**2 + (xx - x)**2 <= r*r] -= 40
+    path = tmp_path_factory.mktemp('pictures')/'two <b>discs.png'
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+def test_help_tells_a_newcomer_what_to_do():
+    done = nanoshape('--help')
+    assert done.returncode == 0
+    for word in ('demo', 'analyse', 'Start with'):
+        assert word in done.stdout
+    assert '--pixel-size' in nanoshape('analyse', '--help').stdout
+
+
+def test_the_command_is_installed():
+    from importlib.metadata import entry_points
+    e, = entry_points(group='console_scripts', name='nanoshape')
+    assert e.value == 'nanoshape.cli:main'
+
+
+def test_analyse_writes_a_whole_report(picture, run, tmp_path):
+    out = tmp_path/'report'
+    args = ('analyse', picture, '--pixel-size', '.06', '--model', run[0]/'model.safetensors', '--out', out)
+    done = nanoshape(*args)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in out.iterdir()} == {'report.html', 'particles.csv', 'overlay.png', 'confusion.png', 'curves.png', 'run.json'}
+    assert [p.name for p in tmp_path.iterdir()] == ['report'], 'something was left behind'
+    t = pd.read_csv(out/'particles.csv')
+    assert len(t) == 2 and {'x_nm', 'y_nm', 'equivalent_diameter_nm', 'feret_max_nm', 'feret_min_nm', 'p_cube', 'p_icosahedron', 'shape'} <= set(t)
+    assert np.allclose(t[[c for c in t if c.startswith('p_')]].sum(1), 1, atol=1e-5)
+    page = (out/'report.html').read_text()
+    assert page.count('data:image/png;base64,') == 4 and not re.search(r'(?:src|href)="(?!data:)', page), 'the page is not self-contained'
+    assert '<b>discs' not in page and 'simulated images only' in page
+    assert str(out) in done.stdout
+    assert nanoshape(*args).returncode == 0, 'a second run replaces the first'
+
+
+@pytest.mark.parametrize('args, says', [
+    (['none.dm4'], 'no file'), (['{picture}'], '--pixel-size'), (['{picture}', '--pixel-size', '.3'], 'cannot show the lattice'),
+    (['{picture}', '--pixel-size', '.01'], 'less than'), (['{picture}', '--pixel-size', '.06', '--frame', '2'], 'no frame 2'),
+    (['{picture}', '--pixel-size', '.06', '--model', 'none.safetensors'], 'no model'), (['{picture}', '--pixel-size', 'big'], 'invalid float')])
+def test_a_mistake_gets_one_sentence_status_2_and_leaves_nothing(picture, run, tmp_path, args, says):
+    args = [a.format(picture=picture) for a in args]
+    if '--model' not in args:
+        args += ['--model', run[0]/'model.safetensors']
+    done = nanoshape('analyse', *args, '--out', tmp_path/'report')
+    assert done.returncode == 2 and says in done.stderr
+    if 'invalid float' not in says:
+        assert done.stderr.startswith('nanoshape: ') and done.stderr.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_other_things_is_never_replaced(picture, run, tmp_path):
+    (tmp_path/'thesis.txt').write_text('three years')
+    common = ('--pixel-size', '.06', '--model', run[0]/'model.safetensors')
+    done = nanoshape('analyse', picture, *common, '--out', tmp_path)
+    assert done.returncode == 2 and 'holds other things' in done.stderr
+    assert (tmp_path/'thesis.txt').read_text() == 'three years' and len(list(tmp_path.iterdir())) == 1
+    done = nanoshape('analyse', picture, *common, '--out', picture.parent)
+    assert done.returncode == 2 and picture.is_file()
+
+
+def test_the_demo_refuses_a_bad_image_before_it_trains(tmp_path):
+    done = nanoshape('demo', '--image', 'none.dm4', '--out', tmp_path/'demo')
+    assert done.returncode == 2 and 'no file' in done.stderr and not list(tmp_path.iterdir())
+    assert nanoshape('demo', '--structures', '0').returncode == 2
+
+
+def test_a_small_demo_from_end_to_end(picture, tmp_path):
+    args = ('demo', '--structures', '40', '--epochs', '1', '--image', picture, '--pixel-size', '.06', '--out', tmp_path/'demo')
+    done = nanoshape(*args)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {'demo', 'demo-training'}
+    assert (tmp_path/'demo/report.html').is_file() and '95 % interval' in done.stdout and str(tmp_path/'demo') in done.stdout.splitlines()[-1]
+    again = nanoshape(*args)
+    assert again.returncode == 0 and 'done before' in again.stdout and 'exit waves:' not in again.stderr

@@ -1,0 +1,133 @@
+"""Recipes, store, splits, frozen and fresh images."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from conftest import ROOT
+from nanoshape.core import UserError
+from nanoshape.data import dataloaders, fresh_images, frozen_images, network_input, split_by_structure
+from nanoshape.recipes import conditions, load_recipe, make_recipe, sample
+from nanoshape.store import SHARD, Store, simulate
+
+
+@pytest.mark.parametrize('bad, names', [
+    (dict(sizes_nm=5), 'sizes_nm'), (dict(size_nm='big'), 'size_nm'), (dict(size_nm={'normal': [4, 8]}), 'normal'), (dict(size_nm={'uniform': [8, 4]}), 'size_nm'),
+    (dict(size_nm=12), 'box_nm'), (dict(size_nm=.1), 'size_nm'), (dict(dose={'loguniform': [0, 5]}), 'dose'), (dict(dose=-1), 'dose'),
+    (dict(gpts=64), 'gpts'), (dict(gpts=2.5), 'gpts'), (dict(structures=0), 'structures'), (dict(structures=True), 'structures'), (dict(shapes=['ball']), 'ball'),
+    (dict(shapes=[]), 'shapes'), (dict(element='Fe'), 'Fe'), (dict(out_gpts=512), 'out_gpts'), (dict(defocus_nm=float('nan')), 'defocus_nm')])
+def test_a_bad_recipe_is_refused_by_name(bad, names):
+    with pytest.raises(UserError, match=names):
+        make_recipe(name='x', **bad)
+
+
+def test_presets_load():
+    for p in (ROOT/'data/recipes').glob('*.yaml'):
+        assert len(load_recipe(p)) > 0
+
+
+def test_a_recipe_file_that_is_none(tmp_path):
+    (tmp_path/'r.yaml').write_text('!!python/object/apply:os.system ["true"]')
+    with pytest.raises(UserError):
+        load_recipe(tmp_path/'r.yaml')
+    with pytest.raises(UserError, match='no file'):
+        load_recipe(tmp_path/'none.yaml')
+
+
+def test_views_share_the_particle_and_nothing_else(tiny):
+    r = make_recipe(**{**{k: getattr(tiny, k) for k in ('size_nm', 'carbon_nm', 'box_nm', 'gpts', 'out_gpts')}, 'name': 'views', 'views': 3, 'structures': 2})
+    (a, la), (b, lb), (c, lc) = (sample(r, i) for i in (0, 1, 3))
+    assert la['structure'] == lb['structure'] == 0 and lc['structure'] == 1
+    assert la['size'] == lb['size'] and la['n_atoms'] == lb['n_atoms'] and la['feret_max'] != lb['feret_max']
+
+
+def digest(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file() and p.name != 'store.json'}
+
+
+def test_workers_do_not_change_a_byte(tiny, tiny_store, tmp_path):
+    simulate(tiny, tmp_path/'two', workers=2)
+    assert digest(tmp_path/'two') == digest(tiny_store.path)
+
+
+def test_killed_and_started_again_is_the_same_to_the_byte(tiny, tiny_store, tmp_path):
+    code = ('from nanoshape.recipes import load_recipe; from nanoshape.store import simulate\n'
+            f'simulate(load_recipe({str(ROOT/"data/recipes/tiny.yaml")!r}), {str(tmp_path/"s")!r}, workers=0)')
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stderr=subprocess.DEVNULL, cwd=ROOT)
+    while p.poll() is None and not list(tmp_path.glob('s/labels/0*.csv')):
+        time.sleep(.02)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    done = len(list(tmp_path.glob('s/labels/0*.csv')))
+    assert 0 < done <= -(-len(tiny)//SHARD)
+    if done < -(-len(tiny)//SHARD):
+        with pytest.raises(UserError, match='unfinished'):
+            Store(tmp_path/'s')
+    simulate(tiny, tmp_path/'s', workers=0)
+    leftovers = [q for q in (tmp_path/'s').rglob('*.tmp*')]
+    got = {k: v for k, v in digest(tmp_path/'s').items() if tmp_path/'s'/k not in leftovers}
+    assert got == digest(tiny_store.path)
+
+
+def test_two_recipes_do_not_mix(tiny, tiny_store, tmp_path):
+    with pytest.raises(UserError, match='another recipe'):
+        simulate(load_recipe(ROOT/'data/recipes/tiny.yaml', seed=2), tiny_store.path, workers=0)
+    (tmp_path/'notes.txt').write_text('mine')
+    with pytest.raises(UserError, match='not a store'):
+        simulate(tiny, tmp_path, workers=0)
+    assert (tmp_path/'notes.txt').read_text() == 'mine'
+    with pytest.raises(UserError, match='not a store'):
+        Store(tmp_path)
+
+
+def test_frozen_images_do_not_depend_on_the_batch(tiny_store):
+    a = frozen_images(tiny_store, range(8), batch=3)
+    assert torch.equal(a, frozen_images(tiny_store, range(8), batch=64))
+    assert torch.equal(a[5], frozen_images(tiny_store, [5])[0])
+
+
+def test_fresh_images_differ_by_epoch_and_repeat_by_number(tiny_store):
+    w, r = tiny_store.waves([1, 2]), tiny_store.recipe
+    a, b, again = fresh_images(w, [1, 2], r, 1), fresh_images(w, [1, 2], r, 2), fresh_images(w, [1, 2], r, 1)
+    assert torch.equal(a, again) and not torch.equal(a, b)
+    assert not torch.equal(conditions(r, [1], 1).defocus, conditions(r, [1], 2).defocus)
+
+
+def test_each_epoch_of_the_loader_is_fresh(tiny_store):
+    dls = dataloaders(tiny_store, range(20), range(20, 40), bs=20, device=torch.device('cpu'))
+    one, two = (next(iter(dls.train))[0] for _ in range(2))
+    assert not torch.equal(one, two)
+    assert torch.equal(torch.cat([x for x, _ in dls.valid]), torch.cat([x for x, _ in dls.valid]))
+    y = torch.cat([y for _, y in dls.valid])
+    assert [dls.vocab[i] for i in y] == tiny_store.labels['shape'][20:40].tolist()
+
+
+def test_no_structure_is_on_two_sides():
+    labels = pd.DataFrame({'structure': np.arange(400)//4})
+    for seed in range(20):
+        parts = split_by_structure(labels, seed=seed)
+        groups = [set(labels.structure[p]) for p in parts]
+        assert sum(map(len, groups)) == 100 and len(set.union(*groups)) == 100
+        assert abs(len(parts[2]) - 80) <= 4 and abs(len(parts[1]) - 40) <= 4
+    with pytest.raises(UserError, match='too few'):
+        split_by_structure(labels.iloc[:4])
+
+
+def test_network_input_ignores_scale_and_survives_a_constant_image():
+    x = torch.rand(3, 32, 32)
+    assert torch.allclose(network_input(x), network_input(7 + 300*x), atol=1e-3)
+    assert torch.isfinite(network_input(torch.ones(1, 8, 8))).all()
+
+
+def test_pids_in_temporary_names_keep_two_writers_apart(tmp_path):
+    from nanoshape.core import whole_file
+    with whole_file(tmp_path/'a.csv') as t:
+        assert str(os.getpid()) in t.name
+        t.write_text('x')
+    assert [p.name for p in tmp_path.iterdir()] == ['a.csv']

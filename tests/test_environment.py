@@ -1,0 +1,64 @@
+"""settings.ini (ranges), constraints.txt (pins) and environment.yml (conda) say the same; the layout is the one agreed on."""
+import re
+from configparser import ConfigParser
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+
+def name(r):
+    return re.sub(r'[-_.]+', '-', r).lower()
+
+
+@pytest.fixture(scope='module')
+def ranges(root):
+    c = ConfigParser(delimiters=['='])
+    c.read(root/'settings.ini', encoding='utf-8')
+    return [Requirement(r) for k in ('requirements', 'dev_requirements') for r in c['DEFAULT'][k].split()]
+
+
+@pytest.fixture(scope='module')
+def pins(root):
+    lines = [l for l in (root/'constraints.txt').read_text().splitlines() if l and not l.startswith('#')]
+    assert all('==' in l for l in lines)
+    return {name(l.split('==')[0]): l.split('==')[1] for l in lines}
+
+
+def test_layout(root):
+    for p in ('nbs', 'nanoshape', 'data', 'settings.ini', 'setup.py', 'environment.yml', 'README.md', 'LICENSE', 'CITATION.cff', 'Makefile'):
+        assert (root/p).exists(), p
+
+
+def test_required_packages_are_asked_for(ranges):
+    asked = {name(r.name) for r in ranges}
+    wanted = ('jupyterlab papermill nbdev torch fastai abtem ase matplotlib ipywidgets numpy pytest '
+              'torchvision scikit-learn scikit-image rosettasciio zarr dask optuna voila safetensors pooch')
+    assert not set(wanted.split()) - asked
+
+
+def test_each_range_holds_its_pin(ranges, pins):
+    for r in ranges:
+        assert r.specifier.contains(pins[name(r.name)]), f'{r}: pinned to {pins[name(r.name)]}'
+
+
+def test_conda_asks_for_the_same(root, ranges):
+    env = yaml.safe_load((root/'environment.yml').read_text())
+    pip = next(d for d in env['dependencies'] if isinstance(d, dict))['pip']
+    assert pip[0] == '--constraint constraints.txt' and pip[-1] == '-e .'
+    assert {str(Requirement(r)) for r in pip[1:-1]} == {str(r) for r in ranges}
+    assert 'python=3.11' in env['dependencies']
+
+
+def test_installed_is_what_is_pinned(pins):
+    from importlib.metadata import distributions
+    have = {name(d.metadata['Name']): d.version for d in distributions()}
+    assert not {k: (have[k], v) for k, v in pins.items() if k in have and have[k] != v}
+    unpinned = set(have) - set(pins) - {'nanoshape', 'pip', 'setuptools', 'wheel'}
+    assert not unpinned, f'not in constraints.txt: {sorted(unpinned)}'
+
+
+def test_citation_is_valid_yaml(root):
+    c = yaml.safe_load((root/'CITATION.cff').read_text())
+    assert c['license'] == 'GPL-3.0-or-later' and c['references']
+    assert 'GNU GENERAL PUBLIC LICENSE' in (root/'LICENSE').read_text()

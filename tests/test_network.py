@@ -1,0 +1,124 @@
+"""Models, training, scores, model files."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from nanoshape.core import UserError, read_json
+from nanoshape.evaluate import confidence_threshold, fit_temperature, logits, score, wilson
+from nanoshape.models import build, cnn
+from nanoshape.train import Autocast, bf16_pays, load_model, save_model
+from nanoshape.studies import simulated_micrograph, train_and_test
+
+
+def test_networks_end_in_two_by_two_maps():
+    for b, px in ((4, 32), (5, 64), (6, 128)):
+        assert cnn(b)[:b](torch.zeros(2, 1, px, px)).shape[-2:] == (2, 2)
+    with pytest.raises(UserError):
+        build('resnet152', 5)
+
+
+def test_wilson_known_values():
+    """Textbook values (Newcombe 1998, table I): 81 of 263, and 0 of 20."""
+    assert np.allclose(wilson(81, 263), (.2553, .3662), atol=5e-4)
+    assert np.allclose(wilson(0, 20), (0, .1611), atol=5e-4)
+
+
+def test_score_counts():
+    s = score([0, 0, 1, 1, 1], np.eye(2)[[0, 1, 1, 1, 0]], ['a', 'b'])
+    assert s['confusion'] == [[1, 1], [1, 2]] and s['correct'] == 3 and s['chance'] == .6
+    json.dumps(s)
+
+
+def test_temperature_changes_no_answer_and_finds_the_truth():
+    g = torch.Generator().manual_seed(0)
+    truth = 2*torch.randn(3000, 4, generator=g)
+    y = torch.multinomial(truth.softmax(1), 1, generator=g)[:, 0]
+    assert abs(fit_temperature(truth*2.5, y) - 2.5) < .3
+    assert .05 <= fit_temperature(torch.eye(4)*50, torch.arange(4)) <= 20  # all right: must not diverge
+
+
+def test_threshold():
+    p = np.array([[.9, .1]]*20 + [[.6, .4]]*20)
+    y = np.array([0]*20 + [0, 1]*10)
+    assert confidence_threshold(p, y, .95) == .9 and confidence_threshold(p, y, .7) == .6 and confidence_threshold(p, 1 - y*0, .9) > 1
+
+
+def test_a_network_learns_what_can_be_learnt():
+    """Two classes of fringes, told apart within a few steps: the learner, the callback and the loss do their work."""
+    from fastai.data.core import DataLoaders
+    from fastai.data.load import DataLoader
+    from nanoshape.train import train
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(96) % 2
+    x = torch.randn(96, 1, 64, 64, generator=g) + torch.cos(torch.arange(64)*torch.where(y == 0, .6, 1.4)[:, None])[:, None, None]
+    data = list(zip(x, y))
+    for bf16 in (False, True):
+        dls = DataLoaders(DataLoader(data[:64], bs=16, shuffle=True, device=torch.device('cpu')), DataLoader(data[64:], bs=32, device=torch.device('cpu')))
+        dls.vocab = ['wide', 'narrow']
+        learn = train(dls, 'cnn4', epochs=6, lr=3e-3, bf16=bf16)
+        assert any(isinstance(c, Autocast) for c in learn.cbs) == bf16
+        assert (logits(learn.model, x[64:]).argmax(1) == y[64:]).float().mean() > .95
+        assert next(learn.model.parameters()).dtype == torch.float32
+
+
+def test_measuring_bf16_leaves_the_weights_alone():
+    net = build('cnn4', 3)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    bf16_pays(net, torch.randn(4, 1, 32, 32), steps=1)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_run_is_repeatable_and_kept(tiny, run, tmp_path):
+    out, m = run
+    assert m['n_train'] + m['n_valid'] + m['n'] == len(tiny)
+    assert {p.name for p in out.iterdir()} == {'waves', 'log.csv', 'model.safetensors', 'model.json', 'metrics.json'}
+    stamp = (out/'model.safetensors').stat().st_mtime_ns
+    assert train_and_test(tiny, out, 'cnn4', epochs=2, workers=0) == m
+    assert (out/'model.safetensors').stat().st_mtime_ns == stamp, 'a finished run was trained again'
+    with pytest.raises(UserError, match='other parameters'):
+        train_and_test(tiny, out, 'cnn4', epochs=3, workers=0)
+    again = train_and_test(tiny, tmp_path/'again', 'cnn4', epochs=2, workers=0)
+    assert again['params'] == m['params'] and again['n'] == m['n']
+
+
+def test_the_card_says_what_the_network_is_for(run, tiny):
+    card = read_json(run[0]/'model.json')
+    assert card['classes'] == list(tiny.shapes) and card['sampling'] == tiny.sampling and card['gpts'] == tiny.out_gpts
+    lo, hi = card['feret_range_nm']
+    assert 1.5 < lo < hi < 3.2, 'particles of 2 to 2.8 nm, an atom wider'
+    assert card['test']['n'] == run[1]['n'] and len(card['log']['epoch']) == 2
+
+
+def test_damaged_or_foreign_model_files_are_refused(tmp_path):
+    net = build('cnn4', 2)
+    path = tmp_path/'m.safetensors'
+    save_model(path, net, 'cnn4', ['a', 'b'], .8, 64)
+    assert load_model(path)[1]['classes'] == ['a', 'b']
+    good, card = path.read_bytes(), read_json(tmp_path/'m.json')
+
+    def refused(match):
+        with pytest.raises(UserError, match=match):
+            load_model(path)
+    path.write_bytes(good[:-100])
+    refused('weights')
+    path.write_bytes(b'\x80\x04pickle')
+    refused('weights')
+    path.write_bytes(good)
+    for bad, match in (({**card, 'arch': 'os.system'}, 'architecture'), ({**card, 'classes': ['a', 'b', 'c']}, 'weights'), ({'arch': 'cnn4'}, 'lacks')):
+        (tmp_path/'m.json').write_text(json.dumps(bad))
+        refused(match)
+    (tmp_path/'m.json').unlink()
+    refused('no file')
+
+
+def test_a_simulated_micrograph_shows_its_particles(tiny):
+    from nanoshape.micrographs import segment
+    from nanoshape.recipes import make_recipe
+    r = make_recipe(name='m', defocus_nm=8, dose=20000)
+    m, shapes = simulated_micrograph(r, 1)
+    assert len(shapes) == 4 and m.field == (240, 240)
+    assert np.array_equal(simulated_micrograph(r, 1)[0].image, m.image)
+    assert segment(m).max() <= 6

@@ -1,0 +1,144 @@
+"""Notebooks are clean, in sync with the package, in the house's style, and they run."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+LIBRARY = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+EXPERIMENTS = sorted((ROOT/'nbs/experiments').glob('*.ipynb'))
+FIGURES = sorted((ROOT/'nbs/figures').glob('*.ipynb'))
+READING = [ROOT/'nbs/index.ipynb', *sorted((ROOT/'nbs/tutorials').glob('*.ipynb'))]
+ALL = [*LIBRARY, *EXPERIMENTS, *FIGURES, *READING]
+
+
+def ids(paths):
+    return {'argvalues': paths, 'ids': [p.stem for p in paths]}
+
+
+def cells(path):
+    return json.loads(path.read_text(encoding='utf-8'))['cells']
+
+
+def source(cell):
+    return ''.join(cell['source'])
+
+
+def exported(path):
+    return [source(c) for c in cells(path) if c['cell_type'] == 'code' and re.search(r'^#\|\s*export', source(c), re.M)]
+
+
+def nbdev(command, cwd):
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', f'from nbdev.{command}'], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope='module')
+def copy(tmp_path_factory):
+    """A copy of the checkout that may be changed."""
+    to = tmp_path_factory.mktemp('copy')/'nanoshape'
+    to.mkdir()
+    for p in ('nbs', 'nanoshape', 'data'):
+        shutil.copytree(ROOT/p, to/p, ignore=shutil.ignore_patterns('.ipynb_checkpoints', '__pycache__'))
+    for p in ('settings.ini', 'README.md'):
+        shutil.copy(ROOT/p, to/p)
+    return to
+
+
+def test_there_are_notebooks():
+    assert len(LIBRARY) >= 15 and EXPERIMENTS and FIGURES and all(p.is_file() for p in READING)
+
+
+def test_export_is_in_sync(copy):
+    shutil.rmtree(copy/'nanoshape')
+    nbdev('export import nb_export; from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()', copy)
+    want = {p.name: p.read_text() for p in (ROOT/'nanoshape').glob('*.py')}
+    got = {p.name: p.read_text() for p in (copy/'nanoshape').glob('*.py')}
+    assert got.keys() == want.keys()
+    assert not [n for n in want if got[n] != want[n]], 'run `make export`'
+
+
+def test_notebooks_are_clean(copy):
+    nbdev('clean import nbdev_clean; nbdev_clean.__wrapped__()', copy)
+    dirty = [str(p.relative_to(ROOT)) for p in ALL if (copy/p.relative_to(ROOT)).read_text() != p.read_text()]
+    assert not dirty, 'run `make export`'
+
+
+@pytest.mark.parametrize('path', **ids(LIBRARY))
+def test_a_notebook_imports_only_lower_numbers(path):
+    number = {re.sub(r'^\d+_', '', p.stem): int(p.stem.split('_')[0]) for p in LIBRARY}
+    own = number[re.sub(r'^\d+_', '', path.stem)]
+    used = {m for c in cells(path) if c['cell_type'] == 'code' for m in re.findall(r'from nanoshape\.(\w+) import', source(c))}
+    assert not {m for m in used if number[m] >= own}
+
+
+@pytest.mark.parametrize('path', **ids(LIBRARY))
+def test_exported_cells_are_short_and_explained(path):
+    code = exported(path)
+    lengths = sorted(len(c.strip().splitlines()) for c in code)
+    assert lengths[-1] <= 40 and lengths[len(lengths)//2] <= 14
+    words = sum(len(source(c).split()) for c in cells(path) if c['cell_type'] == 'markdown')
+    assert words >= 8*len(code)
+
+
+@pytest.mark.parametrize('path', **ids([*FIGURES, *READING]))
+def test_outputs_are_kept(path):
+    assert any('image/png' in o.get('data', {}) for c in cells(path) for o in c.get('outputs', []))
+
+
+@pytest.mark.parametrize('path', **ids(ALL))
+def test_no_error_and_no_path_of_a_machine_in_outputs(path):
+    for c in cells(path):
+        text = json.dumps(c.get('outputs', []))
+        assert '"output_type": "error"' not in text
+        assert not re.search(r'(?<![\w.])/(home|root|work|Users|tmp)/', re.sub(r'"image/png": "[^"]*"', '', text)), source(c)
+
+
+def execute(path, tmp_path):
+    """Run a notebook in a process of its own; the result goes to a temporary folder."""
+    command = [sys.executable, '-W', 'ignore', '-m', 'nbconvert', '--to', 'notebook', '--execute', '--output-dir', str(tmp_path), str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'MPLBACKEND': ''}, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((tmp_path/path.name).read_text())['cells']
+
+
+@pytest.mark.parametrize('path', **ids([*LIBRARY, *READING]))
+def test_notebook_runs(path, tmp_path):
+    execute(path, tmp_path)
+
+
+@pytest.mark.parametrize('path', **ids(FIGURES))
+def test_figure_rebuilds_from_results_alone(path, tmp_path):
+    code = '\n'.join(source(c) for c in cells(path) if c['cell_type'] == 'code')
+    assert 'data/results' in code and not re.search(r'nanoshape\.(store|train|studies|multislice)', code)
+    assert any('image/png' in o.get('data', {}) for c in execute(path, tmp_path) for o in c.get('outputs', []))
+
+
+@pytest.mark.parametrize('path', **ids(EXPERIMENTS))
+def test_experiment_runs_through_papermill(path, tmp_path):
+    import time
+    from nanoshape.sweep import run_notebook
+    start = time.time()
+    metrics = run_notebook(path, tmp_path/'run', seed=1)
+    assert metrics['params']['seed'] == 1, 'the parameters cell was not replaced'
+    assert metrics['n'] > 0 and 0 <= metrics['accuracy_low'] <= metrics['accuracy'] <= metrics['accuracy_high'] <= 1
+    assert time.time() - start < 60, 'the defaults of an experiment are meant to run in under 20 s on a quiet machine'
+
+
+def test_wrong_parameters_are_refused_before_anything_runs(tmp_path):
+    from nanoshape.core import UserError
+    from nanoshape.sweep import run_notebook
+    for bad in ({'sed': 1}, {'epochs': [1, 2]}):
+        with pytest.raises(UserError):
+            run_notebook(EXPERIMENTS[0], tmp_path/'run', **bad)
+    assert not (tmp_path/'run').exists()
+
+
+def test_ruff():
+    done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '.'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
