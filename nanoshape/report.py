@@ -19,12 +19,12 @@ from matplotlib.lines import Line2D
 from skimage import measure
 from .core import NM, provenance, whole_folder, write_json
 from .evaluate import score_text
-from .figures import PALETTE, UNDETERMINED, plot_confusion, plot_curves, show_image, show_images, use_style
+from .figures import PALETTE, UNDETERMINED, plot_confusion, plot_curves, rim, show_image, show_images, use_style
 from .micrographs import UNKNOWN, Micrograph, classify, particle_fields, probability_columns, segment
 
 # %% ../nbs/12_report.ipynb #17f0a788
 def class_colors(classes:Sequence[str])->dict:
-    "One colour per class, and grey for `undetermined`."
+    "One colour per class, and white for `undetermined`."
     return {**dict(zip(classes, PALETTE)), UNKNOWN: UNDETERMINED}
 
 def overlay(
@@ -40,16 +40,12 @@ def overlay(
     show_image(m.image, m.sampling, ax, m.name, vmin=lo, vmax=hi)
     colors, padded = class_colors(classes), np.pad(labels, 1)
     for r in table.itertuples():
-        for c in measure.find_contours((padded == r.label).astype(float), .5): ax.plot(c[:, 1] - 1, c[:, 0] - 1, color=colors[r.shape], lw=1.4)
-        ax.text(r.x_px, r.y_px, str(r.label), color='white', ha='center', va='center', fontsize=7, path_effects=_halo())
+        for c in measure.find_contours((padded == r.label).astype(float), .5): ax.plot(c[:, 1] - 1, c[:, 0] - 1, color=colors[r.shape], lw=1.3, path_effects=rim(2.2))
+        ax.text(r.x_px, r.y_px, str(r.label), color='white', ha='center', va='center', fontsize=8, fontweight='bold', path_effects=rim(2))
     used = [c for c in colors if (table['shape'] == c).any()]
-    ax.legend([Line2D([], [], color=colors[c]) for c in used], [f'{c} ({(table["shape"] == c).sum()})' for c in used],
+    ax.legend([Line2D([], [], color=colors[c], path_effects=rim(2.5)) for c in used], [f'{c} ({(table["shape"] == c).sum()})' for c in used],
               loc='upper center', bbox_to_anchor=(.5, -.01), ncols=3)
     return ax
-
-def _halo():
-    from matplotlib.patheffects import withStroke
-    return [withStroke(linewidth=1.5, foreground='black')]
 
 # %% ../nbs/12_report.ipynb #be71241e
 def picture(fig:Figure)->str:
@@ -141,7 +137,7 @@ def write_report(
     fig = overlay(m, labels, table, card['classes']).figure
     made = dict(params, sampling_nm=m.sampling/NM, model={k: v for k, v in card.items() if k not in ('log', 'test')}, **provenance())
     pics = [dict(src=picture(fig), title='What was found', alt='micrograph with outlined particles',
-                 text='Outline colour: shape; grey: undetermined. Numbers are rows of the table.')]
+                 text='Outline colour: shape; white: undetermined. Numbers are rows of the table.')]
     if len(table): pics.append(dict(src=picture(_gallery(m, labels, table, card)), title='What the network saw', alt='gallery of particle crops',
         text='Each particle at the network\'s pixel size, others painted over, with the commonest answer and its probability.'))
     net = network_pictures(card)
