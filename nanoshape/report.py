@@ -40,7 +40,8 @@ def overlay(
     show_image(m.image, m.sampling, ax, m.name, vmin=lo, vmax=hi)
     colors, padded = class_colors(classes), np.pad(labels, 1)
     for r in table.itertuples():
-        for c in measure.find_contours((padded == r.label).astype(float), .5): ax.plot(c[:, 1] - 1, c[:, 0] - 1, color=colors[r.shape], lw=1.3, path_effects=rim(2.2))
+        for c in measure.find_contours((padded == r.label).astype(float), .5):
+            ax.plot(c[:, 1] - 1, c[:, 0] - 1, color=colors[r.shape], lw=1.3, path_effects=rim(2.2))
         ax.text(r.x_px, r.y_px, str(r.label), color='white', ha='center', va='center', fontsize=8, fontweight='bold', path_effects=rim(2))
     used = [c for c in colors if (table['shape'] == c).any()]
     ax.legend([Line2D([], [], color=colors[c], path_effects=rim(2.5)) for c in used], [f'{c} ({(table["shape"] == c).sum()})' for c in used],

@@ -39,7 +39,7 @@ def run_notebook(
     timeout:float|None=None,  # s
     **params,
 )->dict:  # what the notebook wrote into metrics.json
-    "Run an experiment in a process of its own. Raises `UserError` for wrong parameters and `RuntimeError`, with the end of the traceback, if it fails."
+    "Run an experiment in its own process. Raises `UserError` for wrong parameters, `RuntimeError` with the traceback's end if it fails."
     check_parameters(notebook, {**params, 'out': str(out)})
     out = Path(out).absolute()
     out.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,8 @@ def run_notebook(
     args = [str(Path(notebook).absolute()), str(out/'notebook.ipynb'), str(out/'params.json'), str(out)]
     command = [sys.executable, '-W', 'ignore', '-c', _RUN, *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=project_root())
-    if done.returncode: raise RuntimeError(f'{Path(notebook).name} failed in {out}:\n{done.stderr[-2000:]}')
+    if done.returncode:
+        raise RuntimeError(f'{Path(notebook).name} failed in {out}:\n{done.stderr[-2000:]}')
     return read_json(out/'metrics.json')
 
 # %% ../nbs/14_sweep.ipynb #e02dc9cf

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,11 @@ from nanoshape.store import SHARD, Store, simulate
 
 
 @pytest.mark.parametrize('bad, names', [
-    (dict(sizes_nm=5), 'sizes_nm'), (dict(size_nm='big'), 'size_nm'), (dict(size_nm={'normal': [4, 8]}), 'normal'), (dict(size_nm={'uniform': [8, 4]}), 'size_nm'),
+    (dict(sizes_nm=5), 'sizes_nm'), (dict(size_nm='big'), 'size_nm'), (dict(size_nm={'normal': [4, 8]}), 'normal'),
+    (dict(size_nm={'uniform': [8, 4]}), 'size_nm'),
     (dict(size_nm=12), 'box_nm'), (dict(size_nm=.1), 'size_nm'), (dict(dose={'loguniform': [0, 5]}), 'dose'), (dict(dose=-1), 'dose'),
-    (dict(gpts=64), 'gpts'), (dict(gpts=2.5), 'gpts'), (dict(structures=0), 'structures'), (dict(structures=True), 'structures'), (dict(shapes=['ball']), 'ball'),
+    (dict(gpts=64), 'gpts'), (dict(gpts=2.5), 'gpts'), (dict(structures=0), 'structures'), (dict(structures=True), 'structures'),
+    (dict(shapes=['ball']), 'ball'),
     (dict(shapes=[]), 'shapes'), (dict(element='Fe'), 'Fe'), (dict(out_gpts=512), 'out_gpts'), (dict(defocus_nm=float('nan')), 'defocus_nm')])
 def test_a_bad_recipe_is_refused_by_name(bad, names):
     with pytest.raises(UserError, match=names):
@@ -41,7 +44,7 @@ def test_a_recipe_file_that_is_none(tmp_path):
 
 
 def test_views_share_the_particle_and_nothing_else(tiny):
-    r = make_recipe(**{**{k: getattr(tiny, k) for k in ('size_nm', 'carbon_nm', 'box_nm', 'gpts', 'out_gpts')}, 'name': 'views', 'views': 3, 'structures': 2})
+    r = make_recipe(**{**asdict(tiny), 'views': 3, 'structures': 2})
     (a, la), (b, lb), (c, lc) = (sample(r, i) for i in (0, 1, 3))
     assert la['structure'] == lb['structure'] == 0 and lc['structure'] == 1
     assert la['size'] == lb['size'] and la['n_atoms'] == lb['n_atoms'] and la['feret_max'] != lb['feret_max']

@@ -58,8 +58,10 @@ def test_the_files_own_pixel_size_is_used_and_can_be_overruled(tmp_path, grey):
 
 def test_emd_is_read(tmp_path, grey):
     from rsciio.emd import file_writer
-    axes = [dict(name=n, units='nm', scale=.06, offset=0., size=s, navigate=False, index_in_array=i) for i, (n, s) in enumerate(zip('yx', grey.shape))]
-    file_writer(str(tmp_path/'a.emd'), dict(data=grey.astype(np.float32), axes=axes, metadata={'General': {'title': 'x'}, 'Signal': {}}, original_metadata={}))
+    axis = dict(units='nm', scale=.06, offset=0., navigate=False)
+    axes = [dict(axis, name=n, size=s, index_in_array=i) for i, (n, s) in enumerate(zip('yx', grey.shape))]
+    metadata = {'General': {'title': 'x'}, 'Signal': {}}
+    file_writer(str(tmp_path/'a.emd'), dict(data=grey.astype(np.float32), axes=axes, metadata=metadata, original_metadata={}))
     m = read(tmp_path/'a.emd')
     assert abs(m.sampling - .6) < 1e-6 and np.allclose(m.image, grey)
 
@@ -130,7 +132,8 @@ def test_a_declared_size_is_looked_at_before_memory_is_taken(tmp_path):
     import struct
     import zlib
     chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    (tmp_path/'huge.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 60000, 60000, 8, 0, 0, 0, 0)) + chunk(b'IEND', b''))
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', 60000, 60000, 8, 0, 0, 0, 0))
+    (tmp_path/'huge.png').write_bytes(b'\x89PNG\r\n\x1a\n' + header + chunk(b'IEND', b''))
     with pytest.raises(UserError) as e:
         read(tmp_path/'huge.png', sampling=.6)
     one_sentence(e)
@@ -168,7 +171,7 @@ def test_discs_are_found_and_measured(grey):
 
 def test_noise_and_gradients_hold_no_particles():
     g = np.random.default_rng(1)
-    for k in range(5):
+    for _ in range(5):
         assert segment(Micrograph(g.normal(100, 10, (300, 300)).astype(np.float32), .5, 'noise')).max() == 0
     correlated = ndi.gaussian_filter(g.normal(size=(300, 300)), 3)
     assert segment(Micrograph(correlated.astype(np.float32), .5, 'film')).max() == 0

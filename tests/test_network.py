@@ -55,7 +55,8 @@ def test_a_network_learns_what_can_be_learnt():
     x = torch.randn(96, 1, 64, 64, generator=g) + torch.cos(torch.arange(64)*torch.where(y == 0, .6, 1.4)[:, None])[:, None, None]
     data = list(zip(x, y))
     for bf16 in (False, True):
-        dls = DataLoaders(DataLoader(data[:64], bs=16, shuffle=True, device=torch.device('cpu')), DataLoader(data[64:], bs=32, device=torch.device('cpu')))
+        cpu = torch.device('cpu')
+        dls = DataLoaders(DataLoader(data[:64], bs=16, shuffle=True, device=cpu), DataLoader(data[64:], bs=32, device=cpu))
         dls.vocab = ['wide', 'narrow']
         learn = train(dls, 'cnn4', epochs=6, lr=3e-3, bf16=bf16)
         assert any(isinstance(c, Autocast) for c in learn.cbs) == bf16
@@ -107,7 +108,8 @@ def test_damaged_or_foreign_model_files_are_refused(tmp_path):
     path.write_bytes(b'\x80\x04pickle')
     refused('weights')
     path.write_bytes(good)
-    for bad, match in (({**card, 'arch': 'os.system'}, 'architecture'), ({**card, 'classes': ['a', 'b', 'c']}, 'weights'), ({'arch': 'cnn4'}, 'lacks')):
+    changes = (dict(card, arch='os.system'), 'architecture'), (dict(card, classes=['a', 'b', 'c']), 'weights'), ({'arch': 'cnn4'}, 'lacks')
+    for bad, match in changes:
         (tmp_path/'m.json').write_text(json.dumps(bad))
         refused(match)
     (tmp_path/'m.json').unlink()
