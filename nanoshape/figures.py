@@ -55,7 +55,7 @@ def show_image(
 )->Axes:
     "Show one image in grey levels with a scale bar."
     ax = ax or plt.subplots(figsize=(2.4, 2.4))[1]
-    image = np.asarray(image)
+    image = image.detach().cpu().numpy() if hasattr(image, 'detach') else np.asarray(image)
     ax.imshow(image, **kwargs)
     ax.set(xticks=[], yticks=[], title=title)
     ax.spines[:].set_visible(False)

@@ -48,11 +48,11 @@ def transfer(
     shape:tuple[int,int],  # pixels (y, x)
     sampling:float,  # Å per pixel
     m:Microscope,
-    device=None,
+    device=None, dtype=torch.float32,
 )->torch.Tensor:  # complex (..., y, x), FFT order; leading axes are those of the conditions
     "Quasi-coherent wave transfer function: exp(−iχ) times the temporal and spatial envelopes."
     lam = wavelength(m.energy)
-    gy, gx = frequencies(shape, sampling, device)
+    gy, gx = frequencies(shape, sampling, device, dtype)
     w2 = (gy**2 + gx**2)*lam**2
     c1, c3, fs, sc = (_per_image(v, w2) for v in (-m.defocus, m.Cs, m.focal_spread, m.angular_spread))
     chi = 2*torch.pi/lam*(c1*w2/2 + c3*w2**2/4)
@@ -67,10 +67,10 @@ def intensity(
 )->torch.Tensor:  # (..., y, x), relative to the incident beam
     "Noise-free images."
     if not sampling > 0: raise UserError(f'a pixel size of {sampling} Å makes no sense')
-    t = transfer(waves.shape[-2:], sampling, m, waves.device)
+    t = transfer(waves.shape[-2:], sampling, m, waves.device, waves.real.dtype)
     image = torch.fft.ifft2(torch.fft.fft2(waves)*t).abs()**2
     if torch.as_tensor(m.vibration).any():
-        gy, gx = frequencies(image.shape[-2:], sampling, image.device)
+        gy, gx = frequencies(image.shape[-2:], sampling, image.device, image.dtype)
         image = torch.fft.ifft2(torch.fft.fft2(image)*torch.exp(-(torch.pi*_per_image(m.vibration, gy))**2*(gy**2 + gx**2))).real
     return image
 

@@ -59,6 +59,16 @@ def test_workers_do_not_change_a_byte(tiny, tiny_store, tmp_path):
     assert digest(tmp_path/'two') == digest(tiny_store.path)
 
 
+def test_a_wave_does_not_depend_on_its_shard(tiny, tiny_store):
+    from nanoshape.multislice import exit_waves
+    from nanoshape.store import one_thread
+    threads = torch.get_num_threads()
+    with one_thread():
+        alone = exit_waves(sample(tiny, 21)[0], tiny.gpts, out_gpts=tiny.out_gpts)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(alone, tiny_store.waves([21])[0])
+
+
 def test_killed_and_started_again_is_the_same_to_the_byte(tiny, tiny_store, tmp_path):
     code = ('from nanoshape.recipes import load_recipe; from nanoshape.store import simulate\n'
             f'simulate(load_recipe({str(ROOT/"data/recipes/tiny.yaml")!r}), {str(tmp_path/"s")!r}, workers=0)')
