@@ -14,7 +14,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from sklearn.model_selection import GroupShuffleSplit
 from .core import UserError, default_device, torch_rng
-from .microscope import expose, images, intensity, to_device
+from .microscope import expose, images, intensity, take, to_device
 from .recipes import Recipe, conditions
 from .store import Store
 
@@ -57,7 +57,7 @@ def frozen_images(
     for part in np.array_split(np.asarray(idx, int), max(1, -(-len(idx)//batch))):
         m = conditions(store.recipe, part)
         clean = intensity(store.waves(part), m, store.sampling)
-        out += [expose(im, m.dose[k], store.sampling, torch_rng(store.recipe.seed, 'noise', i)) for k, (i, im) in enumerate(zip(part, clean))]
+        out += [expose(im, take(m, k), store.sampling, torch_rng(store.recipe.seed, 'noise', i)) for k, (i, im) in enumerate(zip(part, clean))]
     return torch.stack(out)
 
 # %% ../nbs/07_data.ipynb #8766ca8e

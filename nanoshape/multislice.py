@@ -15,7 +15,7 @@ import math, warnings
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 from ase.units import _c, _e, _hplanck, _me
 from numba import njit, prange
 from scipy.special import i0
@@ -332,7 +332,8 @@ def exit_waves(
     if max(abs(a.cell.lengths()[0] - atoms[0].cell.lengths()[0]) for a in atoms) > 1e-6: raise UserError('the structures need cells of one width')
     if positions is not None and not one: raise UserError('positions go with a single structure')
     grid, factors = _prepare(atoms, gpts, energy, slice_thickness, scattering, edge, dtype, device, tilt, debye_waller)
-    order, n = sorted(range(len(atoms)), key=lambda i: -_slices(atoms[i], slice_thickness)), batch_size(gpts, dtype, edge, memory, device)
+    order = sorted(range(len(atoms)), key=lambda i: -_slices(atoms[i], slice_thickness))
+    n = batch_size(gpts, dtype, edge, memory, device)
     parts = [order[i:i + n] for i in range(0, len(order), n)]
     waves = torch.cat([_propagate([atoms[i] for i in p], grid, factors, absorption, out_gpts or gpts, positions) for p in parts])
     waves = waves[torch.tensor(np.argsort(order), device=waves.device)]

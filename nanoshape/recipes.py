@@ -162,4 +162,4 @@ def conditions(
         g = rng(recipe.seed, 'microscope', draws, i)
         rows.append([draw(getattr(recipe, k), g) for k in ('defocus_nm', 'Cs_um', 'focal_spread_nm', 'angular_spread_mrad', 'vibration_nm', 'dose')])
     df, cs, fs, sc, vib, dose = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6).T
-    return Microscope(recipe.energy_kev*1e3, df*NM, cs*1e4, fs*NM, sc*1e-3, vib*NM, dose)
+    return Microscope(recipe.energy_kev*1e3, defocus=df*NM, Cs=cs*1e4, focal_spread=fs*NM, angular_spread=sc*1e-3, vibration=vib*NM, dose=dose)

@@ -13,7 +13,7 @@ import subprocess, sys
 import pandas as pd
 import papermill
 from tqdm.auto import tqdm
-from .core import UserError, project_root, read_json, read_yaml, write_json
+from .core import UserError, project_root, read_json, read_yaml, whole_file, write_json
 
 # %% ../nbs/14_sweep.ipynb #0be0b638
 def check_parameters(
@@ -80,8 +80,9 @@ def sweep(
     notebook, runs = project_root()/spec['notebook'], grid(spec)
     folders = [Path(out)/'-'.join(f'{k}={r[k]}' for k in spec['grid']) for r in runs]
     for r in runs: check_parameters(notebook, r)
+    Path(table).parent.mkdir(parents=True, exist_ok=True)
     for f, r in tqdm(list(zip(folders, runs)), desc=Path(path).stem, unit='run'):
         if not (f/'metrics.json').is_file(): run_notebook(notebook, f, **r)
     t = collect(folders)
-    t.to_csv(table, index=False)
+    with whole_file(table) as tmp: t.to_csv(tmp, index=False)
     return t

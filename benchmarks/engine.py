@@ -1,0 +1,144 @@
+"""Speed of the engine beside abTEM and beside the bare FFTs, in one process, warm, median of several.
+
+    python benchmarks/engine.py [--device cuda] [--repeats 5] [--out engine.json]
+
+(a) exit waves: batches of particles on carbon at 128, 256 and 512 px, and one 40 nm field of 20 particles at 1024 px.
+(b) from atoms to a focal series of 20 images with aberrations, coherence and Poisson noise.
+
+`floor` is the time of the FFTs that the method cannot avoid (per slice that holds atoms: one real pair for the potential, one complex pair for the
+band limit of the phase grating; per slice: one complex pair for propagation), as batches on preallocated memory, best of the batch sizes tried.
+abTEM runs eagerly on the same atoms, with the fastest of its FFT backends.
+"""
+import argparse
+import statistics
+import time
+import warnings
+
+import numba
+import numpy as np
+import torch
+
+from nanoshape.core import provenance, rng, torch_rng, write_json
+from nanoshape.microscope import Microscope, images
+from nanoshape.multislice import exit_waves
+from nanoshape.recipes import make_recipe, sample
+from nanoshape.structures import SHAPES, amorphous, assemble, particle, random_rotation, rotated
+
+FOCI = torch.linspace(-80, 80, 20)
+
+
+def particles(n, width_nm):
+    """n particles of 4 to 8 nm on 1 to 3 nm of carbon (the demo's recipe; 0.4 of the width where the field is small)."""
+    size = {'uniform': [.4*width_nm, .8*width_nm]}
+    r = make_recipe(name='benchmark', structures=n, size_nm=size, carbon_nm={'uniform': [1, 3]}, box_nm=width_nm, gpts=512, out_gpts=128)
+    return [sample(r, i)[0] for i in range(n)]
+
+
+def wide_field():
+    """40 nm, 20 particles of 4 to 6 nm, 2 nm of carbon: more than 100 000 atoms."""
+    g = rng(0, 'wide')
+    parts = [rotated(particle(SHAPES[i % 5], g.uniform(40, 60), g), random_rotation(g)) for i in range(20)]
+    shifts = [((i % 5 - 2)*78., (i//5 - 1.5)*98.) for i in range(20)]
+    return assemble(parts, 400, amorphous(400, 20, g), shifts)
+
+
+def synchronise(device):
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize()
+
+
+def median_time(f, repeats, device='cpu'):
+    f()
+    times = []
+    for _ in range(repeats):
+        synchronise(device)
+        start = time.perf_counter()
+        f()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def floor(atoms, gpts, device, repeats):
+    """Seconds per structure for the unavoidable FFTs, best of several batch sizes."""
+    heights = [max(1, int(np.ceil(a.cell.lengths()[2]/2 - 1e-6))) for a in atoms]
+    filled = [len(np.unique(np.floor(a.positions[:, 2]/2))) for a in atoms]
+    elements = [sum(len(np.unique(np.floor(a.positions[a.numbers == z, 2]/2))) for z in np.unique(a.numbers)) for a in atoms]
+    best = np.inf
+    for batch in sorted({1, 2, 4, 8, 16, 64} & set(range(1, 65 if torch.device(device).type == 'cuda' else 17))):
+        real = torch.rand(batch, gpts, gpts, device=device)
+        half, wave = torch.fft.rfft2(real), torch.complex(real, real)
+        other = torch.empty_like(wave)
+        spectrum, image = torch.empty_like(half), torch.empty_like(real)
+        def pair():
+            torch.fft.fft2(wave, out=other)
+            torch.fft.ifft2(other, out=wave)
+        rfft = median_time(lambda: torch.fft.rfft2(real, out=spectrum), 5*repeats, device)/batch
+        irfft = median_time(lambda: torch.fft.irfft2(half, s=(gpts, gpts), out=image), 5*repeats, device)/batch
+        pair = median_time(pair, 5*repeats, device)/batch
+        best = min(best, sum(elements)*rfft + sum(filled)*(irfft + pair) + sum(heights)*pair)
+    return best/len(atoms)
+
+
+def abtem_backends():
+    return [{'fft': 'fftw', 'fftw.threads': 1}, {'fft': 'fftw', 'fftw.threads': 2}, {'fft': 'numpy'}]
+
+
+def abtem_wave(atoms, gpts, config):
+    import abtem
+    with abtem.config.set({'diagnostics.progress_bar': False, **config}):
+        potential = abtem.Potential(atoms, gpts=gpts, slice_thickness=2., parametrization='lobato', projection='infinite')
+        return abtem.PlaneWave(energy=300e3).multislice(potential, lazy=False)
+
+
+def abtem_series(atoms, gpts, config):
+    import abtem
+    with abtem.config.set({'diagnostics.progress_bar': False, **config}):
+        wave = abtem_wave(atoms, gpts, config)
+        ctf = abtem.CTF(energy=300e3, defocus=abtem.distributions.from_values(FOCI.numpy()), Cs=-1e5, focal_spread=40., angular_spread=.2)
+        return wave.apply_ctf(ctf).intensity().poisson_noise(dose_per_area=5e3).compute()
+
+
+def our_series(atoms, gpts, device):
+    waves = exit_waves(atoms, gpts, device=device)
+    m = Microscope(defocus=FOCI, Cs=-1e5, focal_spread=40., angular_spread=2e-4, dose=5e3)
+    sampling = atoms[0].cell.lengths()[0]/gpts
+    return [images(w, m, sampling, torch_rng(0, device=device)) for w in waves]
+
+
+def row(name, ours, theirs, fft, unit):
+    print(f'{name:28} ours {1e3*ours:8.1f} ms   abTEM {1e3*theirs:8.1f} ms   ratio {theirs/ours:5.1f}   ' + (f'ours/FFT floor {ours/fft:4.2f}   ' if fft else '') + unit, flush=True)
+    return dict(case=name, ours_s=ours, abtem_s=theirs, ratio=theirs/ours, floor_s=fft, over_floor=ours/fft if fft else None)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--device', default='cpu')
+    p.add_argument('--repeats', type=int, default=5)
+    p.add_argument('--structures', type=int, default=8)
+    p.add_argument('--out')
+    a = p.parse_args()
+    warnings.simplefilter('ignore')
+    print(f'{a.device}, {torch.get_num_threads()} torch threads, {numba.get_num_threads()} numba threads; times per structure')
+    rows = []
+    for gpts, width in ((128, 5), (256, 10), (512, 10)):
+        atoms = particles(a.structures, width)
+        n = round(float(np.mean([len(x) for x in atoms])))
+        best = min(abtem_backends(), key=lambda c: median_time(lambda c=c: abtem_wave(atoms[0], gpts, c), 3))
+        theirs = median_time(lambda: [abtem_wave(x, gpts, best) for x in atoms], max(2, a.repeats//2))/len(atoms)
+        ours = median_time(lambda: exit_waves(atoms, gpts, device=a.device), a.repeats, a.device)/len(atoms)
+        fft = floor(atoms, gpts, a.device, a.repeats)
+        rows.append(row(f'(a) {gpts} px, {n} atoms', ours, theirs, fft, str(best)))
+        theirs = median_time(lambda: [abtem_series(x, gpts, best) for x in atoms[:4]], 2)/4
+        ours = median_time(lambda: our_series(atoms, gpts, a.device), a.repeats, a.device)/len(atoms)
+        rows.append(row(f'(b) {gpts} px, 20 images', ours, theirs, None, ''))
+    field = wide_field()
+    theirs = min(median_time(lambda c=c: abtem_wave(field, 1024, c), 1) for c in abtem_backends()[:2])
+    ours = median_time(lambda: exit_waves([field], 1024, device=a.device), 3, a.device)
+    rows.append(row(f'(a) 1024 px, {len(field)} atoms', ours, theirs, floor([field], 1024, a.device, 2), ''))
+    if a.out:
+        write_json(a.out, dict(device=a.device, threads=torch.get_num_threads(), rows=rows, **provenance()))
+
+
+if __name__ == '__main__':
+    main()
