@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['VOLT', 'TABLES', 'Scattering', 'OVERSAMPLING', 'STEPS', 'APERTURE', 'TAPER', 'CACHED', 'wavelength', 'interaction',
-           'frequencies', 'fourier_crop', 'scattering_factor', 'Kernel', 'aperture', 'Grid', 'potential', 'batch_size',
-           'exit_waves', 'frozen_phonons']
+           'frequencies', 'fourier_crop', 'scattering_factor', 'Kernel', 'aperture', 'Grid', 'potential', 'Workspace',
+           'Constants', 'batch_size', 'exit_waves', 'frozen_phonons']
 
 # %% ../nbs/03_multislice.ipynb #52ac8ab8
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from queue import Queue
 import math, warnings
 
 import numpy as np
+import pyfftw
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
@@ -102,7 +106,7 @@ class Kernel:
     def table(self): return self(np.arange(STEPS*self.width//2 + 2)/STEPS)
 
 # %% ../nbs/03_multislice.ipynb #0cdd2ce1
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _weights(x, width, table, out):  # kernel values around coordinate x; returns the first pixel
     first = int(math.floor(x)) - width//2 + 1
     for i in range(width):
@@ -212,12 +216,21 @@ def _half_spectrum(a, gpts):  # real (…, y, x) → (…, gpts, gpts/2+1), cut 
     return w if n == gpts else torch.cat([w[..., :gpts - h, :h + 1], w[..., n - h:, :h + 1]], -2)
 
 # %% ../nbs/03_multislice.ipynb #32d3ced9
+def _factors(grid, elements, scattering, debye_waller):  # {Z: (factor, kernel table)}
+    table = grid.kernel.table().astype(np.float32 if grid.dtype == torch.float32 else np.float64)
+    b = dict(debye_waller)
+    return {z: (_element_factor(grid, chemical_symbols[z], scattering, b.get(chemical_symbols[z], 0.)), table) for z in elements}
+
+@lru_cache(maxsize=4)
+def _cached(elements, scattering, debye_waller, *grid):
+    grid = Grid(*grid)
+    return grid, _factors(grid, elements, scattering, debye_waller)
+
 def _prepare(atoms, gpts, energy, dz, scattering, edge, dtype, device, tilt, debye_waller):  # grid, factors of the elements present
-    grid = Grid(atoms[0].cell.lengths()[0], gpts, energy, dz, edge, dtype, device, tilt)
-    table = grid.kernel.table().astype(np.float32 if dtype == torch.float32 else np.float64)
-    present = sorted({int(z) for a in atoms for z in a.numbers})
-    b = debye_waller or {}
-    return grid, {z: (_element_factor(grid, chemical_symbols[z], scattering, b.get(chemical_symbols[z], 0.)), table) for z in present}
+    elements, b = tuple(sorted({int(z) for a in atoms for z in a.numbers})), tuple((debye_waller or {}).items())
+    key = atoms[0].cell.lengths()[0], gpts, energy, dz, edge, dtype, torch.device(device), tuple(tilt)
+    if isinstance(scattering, str): return _cached(elements, scattering, b, *key)
+    return Grid(*key), _factors(Grid(*key), elements, scattering, b)
 
 def potential(
     atoms:Atoms,  # one structure
@@ -287,6 +300,136 @@ def _leave(w, excess, grid, out_gpts):  # spectrum at the end of the last slice 
     if abs(excess) > 1e-6: w = w*grid.drift(excess)
     return torch.fft.ifft2(_crop_spectrum(w, out_gpts))
 
+# %% ../nbs/03_multislice.ipynb #2f4e4e1d
+@njit(cache=True, nogil=True, fastmath=True)
+def _spread_part(grid, xy, first, last, table, width, part, n):  # into the real (part 0) or imaginary part of a complex grid, seen as reals
+    wx, wy = np.empty(width, table.dtype), np.empty(width, table.dtype)
+    for a in range(first, last):
+        ix, iy = _weights(xy[a, 0], width, table, wx), _weights(xy[a, 1], width, table, wy)
+        for j in range(width):
+            row = (iy + j) % n
+            for i in range(width): grid[row, 2*((ix + i) % n) + part] += wy[j]*wx[i]
+
+@njit(cache=True, nogil=True)
+def _transpose(a, b, n, low):  # b[column, row] ← a[row, column], n rows; of the n columns the first `low` and the last `low` − 1
+    rows, cut = 2*low - 1, n - (2*low - 1)
+    for j0 in range(0, rows, 16):
+        for top in range(0, n, 16):
+            for j in range(j0, min(j0 + 16, rows)):
+                column = j if j < low else j + cut
+                for i in range(top, min(top + 16, n)): b[j, i] = a[i, column]
+
+# %% ../nbs/03_multislice.ipynb #87448b44
+@njit(cache=True, nogil=True)
+def _untranspose(b, a, n, low):  # the way back; the columns that were left out become zero
+    rows, cut = 2*low - 1, n - (2*low - 1)
+    for top in range(0, n, 16):
+        for i in range(top, min(top + 16, n)): a[i, low:low + cut] = 0
+        for j0 in range(0, rows, 16):
+            for i in range(top, min(top + 16, n)):
+                for j in range(j0, min(j0 + 16, rows)): a[i, j if j < low else j + cut] = b[j, i]
+
+# %% ../nbs/03_multislice.ipynb #7e2b73c7
+@njit(cache=True, nogil=True, fastmath=True)
+def _expi32(phase, imag, out):  # out = exp(iφ), φ the imaginary or the real part of `phase`
+    f = np.float32
+    for i in range(phase.shape[0]):
+        for j in range(phase.shape[1]):
+            x = phase[i, j].imag if imag else phase[i, j].real
+            k = np.floor(x*f(.15915494) + f(.5))
+            h = ((x - k*f(6.28125)) - k*f(1.9353071795e-3))*f(.5)
+            q = h*h
+            s = h*(f(1) + q*(f(-1.6666667e-1) + q*(f(8.3333310e-3) + q*(f(-1.98409e-4) + q*(f(2.7526e-6) - q*f(2.39e-8))))))
+            c = f(1) + q*(f(-.5) + q*(f(4.1666668e-2) + q*(f(-1.3888889e-3) + q*(f(2.4801e-5) + q*(f(-2.755e-7) + q*f(2.08e-9))))))
+            out[i, j] = complex(f(1) - f(2)*s*s, f(2)*s*c)
+
+@njit(cache=True, nogil=True)
+def _expi64(phase, imag, out):
+    for i in range(phase.shape[0]):
+        for j in range(phase.shape[1]):
+            x = phase[i, j].imag if imag else phase[i, j].real
+            out[i, j] = complex(math.cos(x), math.sin(x))
+
+# %% ../nbs/03_multislice.ipynb #154c3530
+class Workspace:
+    "Buffers and FFT plans for one structure at a time."
+    def __init__(self, grid):
+        n, low = grid.gpts, grid.gpts//3 + 1
+        self.n, self.low = n, low
+        kind = 'complex64' if grid.dtype == torch.float32 else 'complex128'
+        make = lambda rows: pyfftw.zeros_aligned((rows, n + 8), kind)
+        self.a, self.b, self.psi, self.phase = make(n), make(n), make(n), make(n)
+        self.c, self.d, self.e = make(2*low - 1), make(2*low - 1), make(2*low - 1)
+        plan = lambda x, y, way: pyfftw.FFTW(x[:, :n], y[:, :n], axes=(1,), direction=f'FFTW_{way}', flags=('FFTW_ESTIMATE',)).execute
+        self.rows, self.columns, self.columns_back = plan(self.a, self.b, 'FORWARD'), plan(self.c, self.d, 'FORWARD'), plan(self.e, self.c, 'BACKWARD')
+        self.rows_back = {id(x): plan(self.b, x, 'BACKWARD') for x in (self.a, self.psi, self.phase)}
+    def forward(self): self.rows(); _transpose(self.b, self.c, self.n, self.low); self.columns()
+    def backward(self, to): self.columns_back(); _untranspose(self.c, self.b, self.n, self.low); self.rows_back[id(to)]()
+    def kept(self, a):  # an array (y, x) in FFT order → pruned, transposed and padded like the spectra
+        return np.pad(np.concatenate([a[:, :self.low], a[:, self.n - self.low + 1:]], 1).T, ((0, 0), (0, 8)))
+
+# %% ../nbs/03_multislice.ipynb #87cfa797
+class Constants:
+    "What all threads read: band limit, propagator and factors, transposed and pruned like the spectra, FFT scale included."
+    def __init__(self, grid, factors, ws):
+        n, half = grid.gpts, np.abs(np.fft.fftfreq(grid.gpts, 1/grid.gpts)).round().astype(int)
+        scaled = lambda t: ws.kept((t/n**2).numpy()).astype(ws.a.dtype)  # complex, which numpy multiplies fastest
+        self.limit, self.propagator = scaled(grid.limit), scaled(grid.propagator)
+        self.factors = {z: scaled(f[:, half]) for z, (f, _) in factors.items()}
+        self.table = {z: t for z, (_, t) in factors.items()}
+        self.expi = _expi32 if grid.dtype == torch.float32 else _expi64
+
+# %% ../nbs/03_multislice.ipynb #92e2cf35
+def _phases(ws, c, grid, elements, k, real):  # phase shifts of slices k and k+1 → real and imaginary part of ws.phase
+    add = False
+    for z, (xy, start, _) in elements.items():
+        ends = [start[min(i, len(start) - 1)] for i in (k, k + 1, k + 2)]
+        if ends[0] == ends[2]: continue
+        ws.a.fill(0)
+        for part in (0, 1): _spread_part(real(ws.a), xy, ends[part], ends[part + 1], c.table[z], grid.kernel.width, part, grid.gpts)
+        ws.forward()
+        if add: ws.e += ws.d*c.factors[z]
+        else: np.multiply(ws.d, c.factors[z], out=ws.e)
+        add = True
+    if add: ws.backward(ws.phase)
+
+def _filled(elements, k): return any(start[k + 1] > start[k] for _, start, _ in elements.values())
+
+# %% ../nbs/03_multislice.ipynb #00cc5236
+def _one_structure(atoms, grid, c, absorption, out_gpts, ws):  # exit wave (out_gpts, out_gpts) of one structure
+    real = lambda a: a.view('f4' if grid.dtype == torch.float32 else 'f8')
+    elements, count = _sorted([atoms], grid.dz, grid.fine/grid.width), _slices(atoms, grid.dz)
+    ws.psi[:] = 1
+    for k in range(count):
+        if k % 2 == 0: _phases(ws, c, grid, elements, k, real)
+        if _filled(elements, k):
+            c.expi(ws.phase, k % 2 == 1, ws.a)
+            if absorption: ws.a *= np.exp(-absorption*(ws.phase.imag if k % 2 else ws.phase.real))
+            ws.forward(); np.multiply(ws.d, c.limit, out=ws.e); ws.backward(ws.a)
+            np.multiply(ws.a, ws.psi, out=ws.a)
+        else: ws.a[:] = ws.psi
+        ws.forward(); np.multiply(ws.d, c.propagator, out=ws.e)
+        if k < count - 1: ws.backward(ws.psi)
+    spectrum = np.zeros((ws.n, ws.n), ws.e.dtype)
+    spectrum[:, :ws.low], spectrum[:, ws.n - ws.low + 1:] = ws.e[:ws.low, :ws.n].T, ws.e[ws.low:, :ws.n].T
+    w = torch.from_numpy(spectrum).mul_(grid.gpts**2)
+    excess = atoms.cell.lengths()[2] - count*grid.dz
+    w = _crop_spectrum(w*grid.drift(excess) if abs(excess) > 1e-6 else w, out_gpts)
+    return torch.from_numpy(np.fft.ifft2(w.numpy()))
+
+# %% ../nbs/03_multislice.ipynb #f03528d2
+def _on_cpu(atoms, grid, factors, absorption, out_gpts):  # exit waves (n, y, x), as many structures at a time as torch has threads
+    threads = min(torch.get_num_threads(), len(atoms))
+    spaces = Queue()
+    for _ in range(threads): spaces.put(Workspace(grid))
+    c = Constants(grid, factors, spaces.queue[0])
+    def work(a):
+        ws = spaces.get()
+        try: return _one_structure(a, grid, c, absorption, out_gpts, ws)
+        finally: spaces.put(ws)
+    if threads == 1: return torch.stack([work(a) for a in atoms])
+    with ThreadPoolExecutor(threads) as pool: return torch.stack(list(pool.map(work, atoms)))
+
 # %% ../nbs/03_multislice.ipynb #f2bd01b6
 CACHED = 2**22  # bytes of one wave buffer of a batch on the CPU; larger ones leave the cache and are slower
 
@@ -332,6 +475,9 @@ def exit_waves(
     if max(abs(a.cell.lengths()[0] - atoms[0].cell.lengths()[0]) for a in atoms) > 1e-6: raise UserError('the structures need cells of one width')
     if positions is not None and not one: raise UserError('positions go with a single structure')
     grid, factors = _prepare(atoms, gpts, energy, slice_thickness, scattering, edge, dtype, device, tilt, debye_waller)
+    if torch.device(device).type == 'cpu' and edge == 'taper' and positions is None:
+        waves = _on_cpu(atoms, grid, factors, absorption, out_gpts or gpts)
+        return waves[0] if one else waves
     order = sorted(range(len(atoms)), key=lambda i: -_slices(atoms[i], slice_thickness))
     n = batch_size(gpts, dtype, edge, memory, device)
     parts = [order[i:i + n] for i in range(0, len(order), n)]
