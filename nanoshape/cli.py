@@ -79,7 +79,7 @@ def demo(a):
     recipe = load_recipe(project_root()/'data/recipes/demo.yaml', **({'structures': a.structures} if a.structures else {}))
     micrograph, notes = _demo_micrograph(a, recipe)
     have = (work/'metrics.json').is_file()
-    plan = f'done before, see {work}' if have else f'{len(recipe)} exit waves, then {a.epochs} epochs; 6 to 8 minutes on 2 cores'
+    plan = f'done before, see {work}' if have else f'{len(recipe)} exit waves, then {a.epochs} epochs; 5 to 7 minutes on 2 cores'
     print(f'1/3 Training and test on simulated particles: {plan}.')
     m = train_and_test(recipe, work, epochs=a.epochs, lr=4e-3, seed=recipe.seed)
     print(f'2/3 Held-out structures: {score_text(m)} Chance: {m["chance"]:.1%}.')
@@ -105,7 +105,7 @@ def parser()->argparse.ArgumentParser:
                                 epilog='Start with `nanoshape demo`: it trains a small network in a few minutes. '
                                        'Then `nanoshape analyse my.dm4` reads your own micrographs.')
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    d = sub.add_parser('demo', help='simulate, train, test, and read a micrograph (6 to 8 minutes on 2 cores)',
+    d = sub.add_parser('demo', help='simulate, train, test, and read a micrograph (5 to 7 minutes on 2 cores)',
                        description='Simulates particles, trains and tests a network, and reads a micrograph with it.')
     d.add_argument('--image', help='your own micrograph (default: a real sample tile if there is one, else a simulated one)')
     d.add_argument('--structures', type=_count, help='number of simulated particles (default: 1500)')

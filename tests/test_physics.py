@@ -8,7 +8,8 @@ from ase import Atoms
 
 from nanoshape.core import UserError, torch_rng
 from nanoshape.microscope import Microscope, changed, expose, images, intensity, take, transfer
-from nanoshape.multislice import aperture, batch_size, exit_waves, fourier_crop, frozen_phonons, potential, scattering_factor, wavelength
+from nanoshape.multislice import (aperture, batch_size, exit_waves, fourier_crop, frozen_phonons, potential, scattering_factor,
+                                  wavelength)
 
 
 def relative(a, b):
@@ -165,6 +166,41 @@ def test_cpu_and_cuda_agree():
     assert relative(exit_waves(cells, 128, device='cuda').cpu().numpy(), exit_waves(cells, 128).numpy()) < 1e-5
 
 
+def test_the_fast_path_on_the_cpu_is_the_plain_one(monkeypatch):
+    """Same arithmetic, other order: pruned and transposed transforms against whole ones; odd and even grids, both precisions, absorption."""
+    from nanoshape import multislice
+    g = np.random.default_rng(5)
+    cells = [Atoms(f'Au{k}C{k}', g.uniform(0, 15, (2*k, 3))*(1, 1, h/15), cell=(15, 15, h)) for k, h in ((8, 4.), (20, 9.), (2, 1.))]
+    plain = lambda atoms, grid, factors, absorption, out: torch.stack([multislice._propagate([a], grid, factors, absorption, out)[0] for a in atoms])
+    for gpts, dtype in ((64, torch.float32), (75, torch.float64), (32, torch.float64)):
+        fast = exit_waves(cells, gpts, dtype=dtype, absorption=.1, out_gpts=24, tilt=(.003, -.002))
+        with monkeypatch.context() as patch:
+            patch.setattr(multislice, '_on_cpu', plain)
+            slow = exit_waves(cells, gpts, dtype=dtype, absorption=.1, out_gpts=24, tilt=(.003, -.002))
+        assert fast.dtype == slow.dtype and relative(fast.numpy(), slow.numpy()) < (2e-6 if dtype == torch.float32 else 1e-12)
+
+
+def test_threads_do_not_change_a_bit():
+    g = np.random.default_rng(6)
+    cells = [Atoms('Au9', g.uniform(0, 12, (9, 3))*(1, 1, .5), cell=(12, 12, 6)) for _ in range(5)]
+    threads = torch.get_num_threads()
+    waves = []
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        waves.append(exit_waves(cells, 64))
+    torch.set_num_threads(threads)
+    assert torch.equal(waves[0], waves[1]) and torch.equal(waves[0], waves[2]) and torch.equal(exit_waves(cells[3], 64), waves[0][3])
+
+
+def test_noise_in_pieces_is_poisson_and_repeatable():
+    rate = torch.full((20, 256, 256), 3.)
+    m = Microscope(dose=1.)
+    c = expose(rate, m, 1., torch_rng(1))
+    assert torch.equal(c, expose(rate, m, 1., torch_rng(1))) and not torch.equal(c, expose(rate, m, 1., torch_rng(2)))
+    assert abs(c.mean() - 3) < 5*(3/c.numel())**.5 and abs(c.var()/3 - 1) < .01
+    assert abs(np.corrcoef(c[0].flatten(), c[2].flatten())[0, 1]) < .02
+
+
 def test_the_budget_bounds_the_batch():
     assert batch_size(256, memory=1e9) >= 1
     with pytest.raises(UserError, match='memory'):
@@ -201,7 +237,8 @@ def test_focal_averages_agree_with_dr_probe(reference, case):
     assert len(models)
 
 
-@pytest.mark.parametrize('values', [dict(C12=60., phi12=.5), dict(C21=5e3, phi21=-1.), dict(C23=4e3, phi23=.7), dict(C32=1e5, phi32=.2), dict(C34=1e5, phi34=1.1),
+@pytest.mark.parametrize('values', [dict(C12=60., phi12=.5), dict(C21=5e3, phi21=-1.), dict(C23=4e3, phi23=.7), dict(C32=1e5, phi32=.2),
+                                    dict(C34=1e5, phi34=1.1),
                                     dict(C41=1e6, phi41=.4), dict(C43=1e6, phi43=2.), dict(C45=1e6, phi45=.1), dict(C50=5e7), dict(C52=3e7, phi52=.8),
                                     dict(C54=3e7, phi54=.3), dict(C56=3e7, phi56=.6), dict(Cs=2e5, defocus=-40.)])
 def test_every_aberration_agrees_with_abtem(values):
@@ -214,7 +251,8 @@ def test_every_aberration_agrees_with_abtem(values):
 
 
 def test_aliases_and_unknown_conditions():
-    assert Microscope(A2=5., A2_angle=.1).C23 == 5. and Microscope(C5=1.).C50 == 1. and Microscope(coma=3.).C21 == 3. and Microscope(defocus=2.).C10 == -2.
+    assert Microscope(A2=5., A2_angle=.1).C23 == 5. and Microscope(C5=1.).C50 == 1.
+    assert Microscope(coma=3.).C21 == 3. and Microscope(defocus=2.).C10 == -2.
     for bad in (dict(Cz=1.), dict(Cs=1., C30=2.), dict(defocus=1., C10=1.)):
         with pytest.raises(UserError):
             Microscope(**bad)
