@@ -53,6 +53,7 @@ TILE_NOTE = ('The micrograph is a tile of the data set msa-em/microscopy-seg-tra
              'The file gives no pixel size; 0.0586 nm follows from its {111} fringes if the metal is gold, which is an assumption.')
 SIMULATED_NOTE = 'No real micrograph was at hand, so this one is simulated. True shapes, from upper left to lower right: '
 
+# %% ../nbs/15_cli.ipynb #68419ac9
 def _demo_micrograph(a, recipe):  # → micrograph, notes for the page
     from nanoshape.micrographs import check_field, read
     if a.image:
@@ -99,6 +100,7 @@ def _image_options(p):
     p.add_argument('--frame', type=int, metavar='K', help='which image of a stack, from 0')
     p.add_argument('--out', metavar='FOLDER', help='where the results go (default: a folder under runs/)')
 
+# %% ../nbs/15_cli.ipynb #5b5845d9
 def parser()->argparse.ArgumentParser:
     "The command line's definition."
     p = argparse.ArgumentParser('nanoshape', description='Shapes of nanoparticles from single HRTEM images, by networks trained on simulated images.',

@@ -58,6 +58,7 @@ def torch_rng(
     "A torch generator on `device`, derived from `seed` and `keys` like `rng`."
     return torch.Generator(device).manual_seed(int(rng(seed, *keys).integers(2**62)))
 
+# %% ../nbs/00_core.ipynb #8048fcb1
 def seed_everything(
     seed:int,  # any whole number
 ):
@@ -93,6 +94,7 @@ def check_replaceable(
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path/marker).is_file())):
         raise UserError(f'{path} exists and holds other things than results of nanoshape: choose another folder')
 
+# %% ../nbs/00_core.ipynb #bc004130
 @contextmanager
 def whole_folder(
     path:str|Path,  # final name
@@ -118,6 +120,7 @@ def write_json(
     "Write `obj` as indented JSON, whole or not at all."
     with whole_file(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
 
+# %% ../nbs/00_core.ipynb #a972f325
 def read_json(
     path:str|Path,
 )->dict|list:

@@ -69,6 +69,7 @@ def dihedral(
     image = torch.rot90(image, k % 4, (-2, -1))
     return image.transpose(-2, -1) if k > 3 else image
 
+# %% ../nbs/07_data.ipynb #8b73d515
 def fresh_images(
     waves:torch.Tensor,  # complex (n, y, x)
     idx,  # their sample numbers
@@ -82,9 +83,10 @@ def fresh_images(
     k = torch.randint(8, (len(ims),), generator=g, device=waves.device).tolist()
     return torch.stack([dihedral(im, j) for im, j in zip(ims, k)])
 
-# %% ../nbs/07_data.ipynb #08916599
+# %% ../nbs/07_data.ipynb #6e2c1b5f
 KEEP_IN_MEMORY = 2**31  # bytes of waves
 
+# %% ../nbs/07_data.ipynb #08916599
 class WaveLoader(DataLoader):
     "fastai `DataLoader` over samples of a store: batches are (network input, class index), fresh each epoch."
     def __init__(self, store, idx, y, bs=32, **kwargs):
@@ -108,6 +110,7 @@ def class_index(
     "Class numbers of the rows."
     return labels['shape'].map({c: i for i, c in enumerate(classes)}).to_numpy()
 
+# %% ../nbs/07_data.ipynb #f8f1d558
 def dataloaders(
     store:Store,
     train,  # sample numbers

@@ -32,6 +32,7 @@ def rim(
     "matplotlib path effects: a dark rim, so that white lines and letters show on any ground."
     return [withStroke(linewidth=width, foreground='black')]
 
+# %% ../nbs/01_figures.ipynb #727d7c9a
 def scale_bar(
     ax:Axes,  # axes that hold an image drawn in pixels
     width:int,  # image width in pixels

@@ -49,11 +49,12 @@ def _read_picture(path):  # → array, no pixel size
         if getattr(im, 'n_frames', 1) > 1: return np.stack([np.asarray((im.seek(k), im.convert('F'))[1]) for k in range(im.n_frames)]), None
         return np.asarray(im.convert('RGB') if im.mode in ('P', 'CMYK', 'YCbCr') else im), None
 
-# %% ../nbs/11_micrographs.ipynb #7b3d2764
+# %% ../nbs/11_micrographs.ipynb #996709e0
 def _imagej_unit(path):  # the unit in ImageJ's own words, of which RosettaSciIO knows only `micron`
     if path.suffix.lower() not in ('.tif', '.tiff'): return None
     with tifffile.TiffFile(path) as f: return (f.imagej_metadata or {}).get('unit')
 
+# %% ../nbs/11_micrographs.ipynb #7b3d2764
 def _scale(axes, default_unit=None):  # Å per pixel from the axes' metadata, or None
     units = {}
     for a in [a for a in axes if not a.get('navigate')][-2:]:
@@ -68,6 +69,7 @@ def _scale(axes, default_unit=None):  # Å per pixel from the axes' metadata, or
     if abs(y - x) > .01*abs(x): raise UserError(f'the pixels are not square ({x/NM:.4g} × {y/NM:.4g} nm): resample the image first')
     return x
 
+# %% ../nbs/11_micrographs.ipynb #25a07f6a
 def _read_microscope_file(path):  # → array (lazy where the reader can), Å per pixel or None
     signals = import_module(f'rsciio.{READERS[path.suffix.lower()]}').file_reader(str(path), lazy=True)
     signals = [s for s in signals if len(s['axes']) >= 2]
@@ -91,6 +93,7 @@ def _grey(a, name):  # drop equal colour channels; refuse unequal ones
         a = rgb[..., 0]
     return a
 
+# %% ../nbs/11_micrographs.ipynb #c571789b
 def _one_frame(a, frame, name):
     if a.ndim == 2:
         if frame not in (None, 0): raise UserError(f'{name} holds a single image, there is no frame {frame}')
@@ -114,6 +117,7 @@ def check_sampling(
         raise UserError(f'a pixel size of {sampling/NM:.4g} nm cannot show the lattice: {element} {{111}} planes are {d/NM:.3f} nm '
                         f'apart and need pixels below {d/2/NM:.3f} nm, so neither shape nor crystal can be read from this image')
 
+# %% ../nbs/11_micrographs.ipynb #b99e4b47
 def check_field(
     m:'Micrograph',
     field:float,  # Å, width of what the network looks at
@@ -172,10 +176,11 @@ def resampled(
         image = np.take(resample(both, 2*m, axis=axis), range(m), axis)
     return image.astype(np.float32)
 
-# %% ../nbs/11_micrographs.ipynb #ffabe010
+# %% ../nbs/11_micrographs.ipynb #7907d31b
 BLUR = 2.3  # Å, σ of the Gaussian: about one {111} spacing
 TWO_POPULATIONS = .70  # share of variance that a threshold must explain; a single Gaussian gives 0.64
 
+# %% ../nbs/11_micrographs.ipynb #ffabe010
 def segment(
     m:Micrograph,
     min_diameter:float=10.,  # Å, smaller specks are dropped
@@ -190,9 +195,10 @@ def segment(
     dark = morphology.remove_small_objects(morphology.remove_small_holes(dark, max_size=int(area)), max_size=int(area))
     return measure.label(dark)
 
-# %% ../nbs/11_micrographs.ipynb #94f674a1
+# %% ../nbs/11_micrographs.ipynb #a3ded136
 MEASURED = ('label', 'x_px', 'y_px', 'x_nm', 'y_nm', 'area_nm2', 'equivalent_diameter_nm', 'feret_max_nm', 'feret_min_nm', 'border')
 
+# %% ../nbs/11_micrographs.ipynb #cb46559d
 def measure_particles(
     m:Micrograph,
     labels:np.ndarray,  # (y, x), from `segment`
@@ -208,9 +214,10 @@ def measure_particles(
         rows.append((r.label, x, y, (x + .5)*nm, (y + .5)*nm, r.area*nm**2, r.equivalent_diameter_area*nm, widest*nm, narrowest*nm, edge))
     return pd.DataFrame(rows, columns=MEASURED).astype({'label': int, 'border': bool})
 
-# %% ../nbs/11_micrographs.ipynb #b0938769
+# %% ../nbs/11_micrographs.ipynb #a3908833
 HALO = 3.  # Å around other particles that is painted over too
 
+# %% ../nbs/11_micrographs.ipynb #b0938769
 def particle_fields(
     m:Micrograph,
     labels:np.ndarray,  # (y, x), from `segment`

@@ -64,6 +64,7 @@ def _map(m, f):
     new.values = {k: f(v) if isinstance(v, torch.Tensor) else v for k, v in m.values.items()}
     return new
 
+# %% ../nbs/04_microscope.ipynb #9e67fa43
 def to_device(m:Microscope, device:torch.device|str)->Microscope:
     "The same conditions with their tensors on `device`."
     return _map(m, lambda v: v.to(device))
@@ -80,6 +81,7 @@ def _per_image(v, g): return torch.as_tensor(v, dtype=g.dtype, device=g.device)[
 
 def _given(v): return isinstance(v, torch.Tensor) or bool(v)  # a condition that does something
 
+# %% ../nbs/04_microscope.ipynb #53f9efeb
 def _aberrations(m, w, phi):  # χ·λ/2π and its gradient along and across ω, for the aberrations that are given
     chi = along = across = torch.zeros_like(w)
     for n, k in ORDERS:
@@ -125,6 +127,7 @@ def _coherent(spectrum, m, sampling):  # |F⁻¹(spectrum × transfer)|²
     w = torch.fft.ifft2(spectrum*transfer(spectrum.shape[-2:], sampling, m, spectrum.device, spectrum.real.dtype))
     return w.real**2 + w.imag**2
 
+# %% ../nbs/04_microscope.ipynb #a53da910
 def _focal_average(spectrum, m, sampling, foci):
     sharp, total = changed(m, focal_spread=0.), 0
     nominal = transfer(spectrum.shape[-2:], sampling, sharp, spectrum.device, spectrum.real.dtype)
@@ -140,6 +143,7 @@ def _half_frequencies(image):  # cycles per pixel, of the half spectrum
     gy, gx = frequencies(image.shape[-2:], 1., image.device, image.dtype)
     return gy, gx[:, :image.shape[-1]//2 + 1].abs()
 
+# %% ../nbs/04_microscope.ipynb #c730cbee
 def _mtf(mtf, image):
     gy, gx = _half_frequencies(image)
     f = (gy**2 + gx**2).sqrt()
@@ -170,6 +174,7 @@ def _batch(waves, m):  # number of images, if waves and conditions together are 
     shape = torch.broadcast_shapes(waves.shape[:-2], *(v.shape for v in m.values.values() if isinstance(v, torch.Tensor)))
     return shape[0] if len(shape) == 1 else None
 
+# %% ../nbs/04_microscope.ipynb #581ba66b
 def intensity(
     waves:torch.Tensor,  # complex (..., y, x)
     m:Microscope,
@@ -207,6 +212,7 @@ def expose(
         image = image + noise*_per_image(m.readout_noise, image)
     return image
 
+# %% ../nbs/04_microscope.ipynb #86d5fc35
 def images(
     waves:torch.Tensor,  # complex (..., y, x)
     microscope:Microscope,

@@ -16,6 +16,7 @@ WIDTHS = (16, 32, 64, 96, 128, 128)
 def _block(c_in, c_out):
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True), nn.MaxPool2d(2))
 
+# %% ../nbs/08_models.ipynb #c13c6b9b
 def cnn(
     blocks:int=6,  # 4, 5 or 6
     n_classes:int=5,

@@ -36,6 +36,7 @@ def wavelength(
 
 VOLT = 1e20*_hplanck**2/(2*math.pi*_me*_e)  # V Å² per Å of scattering factor: 47.878
 
+# %% ../nbs/03_multislice.ipynb #496e7f4c
 def interaction(
     energy:float,  # eV
 )->float:
@@ -63,6 +64,7 @@ def _crop_spectrum(w, gpts, dims=(-2, -1)):  # cut or zero-pad spectra in FFT or
         w = torch.zeros(shape, dtype=w.dtype, device=w.device).index_copy_(dim, (keep % gpts).to(w.device), kept)
     return w
 
+# %% ../nbs/03_multislice.ipynb #d18d0a46
 def fourier_crop(
     waves:torch.Tensor,  # (..., y, x), periodic
     gpts:int,  # pixels of the result, in y and in x
@@ -70,10 +72,11 @@ def fourier_crop(
     "Resample periodic waves by cutting or zero-padding their spectra; the mean stays the same."
     return torch.fft.ifft2(_crop_spectrum(torch.fft.fft2(waves), gpts))
 
-# %% ../nbs/03_multislice.ipynb #0576cadf
+# %% ../nbs/03_multislice.ipynb #7ee6702f
 TABLES = {'lobato': 'LobatoParametrization', 'kirkland': 'KirklandParametrization', 'peng': 'PengParametrization'}
 Scattering = str|dict[str, Callable]
 
+# %% ../nbs/03_multislice.ipynb #0576cadf
 def scattering_factor(
     symbol:str,
     scattering:Scattering='lobato',  # a table's name, or {symbol: f_e(g)} with g in 1/Å and f_e in Å
@@ -89,10 +92,11 @@ def scattering_factor(
     except (KeyError, ValueError): raise UserError(f'the table {scattering} has no element {symbol!r}') from None
     return lambda g: f(np.asarray(g, float)**2)
 
-# %% ../nbs/03_multislice.ipynb #d5ae02c3
+# %% ../nbs/03_multislice.ipynb #b1189059
 OVERSAMPLING = 1.5  # grid's Nyquist frequency over the highest frequency that is used
 STEPS = 2048  # kernel table entries per pixel
 
+# %% ../nbs/03_multislice.ipynb #d5ae02c3
 @dataclass(frozen=True)
 class Kernel:
     "Kaiser–Bessel kernel of a width in pixels, one at its centre; Beatty et al. (2005), eq. 5, for an oversampling of 1.5."
@@ -116,6 +120,7 @@ def _weights(x, width, table, out):  # kernel values around coordinate x; return
         out[i] = table[k] + (d - k)*(table[k + 1] - table[k])
     return first
 
+# %% ../nbs/03_multislice.ipynb #e9cd97e1
 @njit(parallel=True, cache=True)
 def _spread(grid, xy, start, table, width):  # grid (structure, y, x); xy in pixels; atoms of structure b are start[b] … start[b+1]
     n = grid.shape[1]
@@ -227,12 +232,14 @@ def _cached(elements, scattering, debye_waller, *grid):
     grid = Grid(*grid)
     return grid, _factors(grid, elements, scattering, debye_waller)
 
+# %% ../nbs/03_multislice.ipynb #b7233f2e
 def _prepare(atoms, gpts, energy, dz, scattering, edge, dtype, device, tilt, debye_waller):  # grid, factors of the elements present
     elements, b = tuple(sorted({int(z) for a in atoms for z in a.numbers})), tuple((debye_waller or {}).items())
     key = atoms[0].cell.lengths()[0], gpts, energy, dz, edge, dtype, torch.device(device), tuple(tilt)
     if isinstance(scattering, str): return _cached(elements, scattering, b, *key)
     return Grid(*key), _factors(Grid(*key), elements, scattering, b)
 
+# %% ../nbs/03_multislice.ipynb #921df051
 def potential(
     atoms:Atoms,  # one structure
     gpts:int,
@@ -275,6 +282,7 @@ def _grating(phase, absorption):  # exp(i(1 + ia)·phase)
     torch.cos(phase, out=parts[..., 0]); torch.sin(phase, out=parts[..., 1])
     return out
 
+# %% ../nbs/03_multislice.ipynb #3ba935e9
 def _step(psi, phase, grid, absorption):  # the wave behind one slice, still in reciprocal space
     if phase is None: return torch.fft.fft2(psi)*grid.propagator
     t = torch.fft.fft2(_grating(phase, absorption))
@@ -298,6 +306,7 @@ def _propagate(batch, grid, factors, absorption, out_gpts, positions=None):  # e
         if active > len(leaving): psi = torch.fft.ifft2(w[:active - len(leaving)])
     return torch.stack(done[::-1])
 
+# %% ../nbs/03_multislice.ipynb #c7d0bb78
 def _leave(w, excess, grid, out_gpts):  # spectrum at the end of the last slice → wave at the exit plane
     if abs(excess) > 1e-6: w = w*grid.drift(excess)
     return torch.fft.ifft2(_crop_spectrum(w, out_gpts))
@@ -312,6 +321,7 @@ def _spread_part(grid, xy, first, last, table, width, part, n):  # into the real
             row = (iy + j) % n
             for i in range(width): grid[row, 2*((ix + i) % n) + part] += wy[j]*wx[i]
 
+# %% ../nbs/03_multislice.ipynb #a58fe970
 @njit(cache=True, nogil=True)
 def _transpose(a, b, n, low):  # b[column, row] ← a[row, column], n rows; of the n columns the first `low` and the last `low` − 1
     rows, cut = 2*low - 1, n - (2*low - 1)
@@ -345,6 +355,7 @@ def _expi32(phase, imag, out):  # out = exp(iφ), φ the imaginary or the real p
             c = f(1) + q*(f(-.5) + q*(f(4.1666668e-2) + q*(f(-1.3888889e-3) + q*(f(2.4801e-5) + q*(f(-2.755e-7) + q*f(2.08e-9))))))
             out[i, j] = complex(f(1) - f(2)*s*s, f(2)*s*c)
 
+# %% ../nbs/03_multislice.ipynb #d17f8584
 @njit(cache=True, nogil=True)
 def _expi64(phase, imag, out):
     for i in range(phase.shape[0]):
@@ -352,9 +363,10 @@ def _expi64(phase, imag, out):
             x = phase[i, j].imag if imag else phase[i, j].real
             out[i, j] = complex(math.cos(x), math.sin(x))
 
-# %% ../nbs/03_multislice.ipynb #154c3530
+# %% ../nbs/03_multislice.ipynb #c26b77f9
 BLOCK = 2**17  # bytes of rows that are worked on at a time
 
+# %% ../nbs/03_multislice.ipynb #154c3530
 class Workspace:
     "Buffers and FFT plans for one structure at a time. `b` holds transformed rows, `c` the pruned spectrum, transposed."
     def __init__(self, grid):
@@ -394,6 +406,7 @@ def _grate(ws, c, odd, absorption):  # b ← transformed rows of exp(iφ)
         if absorption: t *= np.exp(-absorption*(ws.phase[k].imag if odd else ws.phase[k].real))
         forward()
 
+# %% ../nbs/03_multislice.ipynb #ddbf4d8a
 def _multiply_wave(ws):  # b ← transformed rows of (grating in b) × ψ
     for (k, t, backward), (_, _, forward) in zip(ws.back_t, ws.to_b):
         backward(); np.multiply(t, ws.psi[k], out=t); forward()
@@ -441,6 +454,7 @@ def _one_structure(atoms, grid, c, absorption, out_gpts, ws):  # exit wave (out_
     _transpose(ws.b, ws.c, ws.n, ws.low); _run(ws.spectrum)
     return _exit(ws.e*c.propagator, ws, grid, atoms.cell.lengths()[2] - count*grid.dz, out_gpts)
 
+# %% ../nbs/03_multislice.ipynb #52bcbc34
 def _exit(e, ws, grid, excess, out_gpts):  # pruned spectrum behind the last slice → wave at the exit plane
     spectrum = np.zeros((ws.n, ws.n), e.dtype)
     spectrum[:, :ws.low], spectrum[:, ws.n - ws.low + 1:] = e[:ws.low, :ws.n].T, e[ws.low:, :ws.n].T
@@ -461,9 +475,10 @@ def _on_cpu(atoms, grid, factors, absorption, out_gpts):  # exit waves (n, y, x)
     if threads == 1: return torch.stack([work(a) for a in atoms])
     with ThreadPoolExecutor(threads) as pool: return torch.stack(list(pool.map(work, atoms)))
 
-# %% ../nbs/03_multislice.ipynb #f2bd01b6
+# %% ../nbs/03_multislice.ipynb #68956e00
 CACHED = 2**22  # bytes of one wave buffer of a batch on the CPU; larger ones leave the cache and are slower
 
+# %% ../nbs/03_multislice.ipynb #f2bd01b6
 def batch_size(
     gpts:int,
     dtype:torch.dtype=torch.float32,

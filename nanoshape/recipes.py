@@ -19,9 +19,10 @@ from .core import NM, UserError, read_yaml, rng
 from .microscope import Microscope
 from .structures import SHAPES, amorphous, assemble, lattice_constant, particle, projected_sizes, random_rotation, rotated
 
-# %% ../nbs/05_recipes.ipynb #49e210a1
+# %% ../nbs/05_recipes.ipynb #d68a015b
 Spread = float|dict  # a number or a distribution
 
+# %% ../nbs/05_recipes.ipynb #49e210a1
 def check_spread(
     spec:Spread,
     key:str,  # the key's path, for the message

@@ -22,11 +22,12 @@ from .evaluate import score_text
 from .figures import PALETTE, UNDETERMINED, plot_confusion, plot_curves, rim, show_image, show_images, use_style
 from .micrographs import UNKNOWN, Micrograph, classify, particle_fields, probability_columns, segment
 
-# %% ../nbs/12_report.ipynb #17f0a788
+# %% ../nbs/12_report.ipynb #eaeaabe1
 def class_colors(classes:Sequence[str])->dict:
     "One colour per class, and white for `undetermined`."
     return {**dict(zip(classes, PALETTE)), UNKNOWN: UNDETERMINED}
 
+# %% ../nbs/12_report.ipynb #17f0a788
 def overlay(
     m:Micrograph,
     labels:np.ndarray,  # (y, x), from `segment`
@@ -71,6 +72,7 @@ _PAGE = _HEAD + '''<h1>{{ name }}</h1><p>{{ summary }}</p>{% for n in notes %}<p
 {% for r in rows %}<tr>{% for v in r %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></div>
 <h2>How this was made</h2><pre>{{ made }}</pre></html>'''
 
+# %% ../nbs/12_report.ipynb #955b3432
 def html_page(
     name:str,
     summary:str,
@@ -118,11 +120,12 @@ def summarise(
             f'median equivalent diameter {table.equivalent_diameter_nm.median():.2f} nm. '
             f'Shapes determined: {counts}.' + (f' Undetermined: {why}.' if why else ''))
 
-# %% ../nbs/12_report.ipynb #68400408
+# %% ../nbs/12_report.ipynb #407d5621
 CAUTION = ('The network has been trained and tested on simulated images only. '
            'On a real micrograph its answers are a prediction that nothing on this page verifies; '
            'where a particle shows no lattice fringes, they rest on its outline and contrast alone.')
 
+# %% ../nbs/12_report.ipynb #68400408
 def write_report(
     m:Micrograph,
     model,  # a network

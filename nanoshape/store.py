@@ -35,6 +35,7 @@ def one_thread():
 
 def _shard_table(out, shard): return Path(out)/'labels'/f'{shard:06d}.csv'
 
+# %% ../nbs/06_store.ipynb #533908df
 def _write_shard(recipe, out, shard):  # runs in a worker: simulate one shard, waves first, labels last
     idx = range(shard*SHARD, min((shard + 1)*SHARD, len(recipe)))
     atoms, labels = zip(*(sample(recipe, i) for i in idx))
@@ -73,6 +74,7 @@ def simulate(
             for n in _run_shards(recipe, out, todo, workers): bar.update(n)
     return Store(out)
 
+# %% ../nbs/06_store.ipynb #3ccf0830
 def _run_shards(recipe, out, todo, workers):  # yields the number of samples as shards are finished
     if workers == 0: yield from (_write_shard(recipe, out, s) for s in todo); return
     with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context('spawn')) as pool:

@@ -96,6 +96,7 @@ def random_rotation(
     "A rotation matrix (3, 3), Haar-distributed."
     return Rotation.random(rng=generator).as_matrix()
 
+# %% ../nbs/02_structures.ipynb #e8e31680
 def rotated(
     atoms:Atoms,
     matrix:np.ndarray,  # (3, 3)
@@ -118,6 +119,7 @@ def feret(
     narrowest = np.abs((hull.equations[:, :2]@v.T + hull.equations[:, 2:]).min(1)).min()  # the narrowest strip has one side along an edge
     return float(widest), float(narrowest), float(hull.volume)
 
+# %% ../nbs/02_structures.ipynb #7d66a85e
 def projected_sizes(
     atoms:Atoms,
 )->dict:
@@ -178,10 +180,11 @@ def amorphous(
     while n < len(atoms) - 1: n = _add_points(generator.random((len(atoms), 3))*box, atoms, n, cells, min_distance)
     return Atoms(numbers=np.full(n, atomic_numbers[element]), positions=atoms[:-1], cell=box, pbc=(True, True, False))
 
-# %% ../nbs/02_structures.ipynb #d0670cd4
+# %% ../nbs/02_structures.ipynb #63c16e4c
 GAP = 2.5  # Å between particle and support, about the mean of a metal bond and a van der Waals contact (ours)
 PAD = 2.0  # Å of vacuum before and after
 
+# %% ../nbs/02_structures.ipynb #d0670cd4
 def assemble(
     particles:Atoms|Sequence[Atoms],  # one or more, any position
     width:float,  # Å, box in x and y

@@ -28,11 +28,12 @@ def check_parameters(
         if type(v) not in (str, int, float, bool, type(None)):
             raise UserError(f'{k} = {v!r}: parameters must be plain numbers, texts or yes/no')
 
-# %% ../nbs/14_sweep.ipynb #d09cc4c6
+# %% ../nbs/14_sweep.ipynb #f62a8e16
 _RUN = '''import json, sys, papermill
 notebook, result, params, out = sys.argv[1:]
 papermill.execute_notebook(notebook, result, json.load(open(params)) | {"out": out}, progress_bar=False)'''
 
+# %% ../nbs/14_sweep.ipynb #d09cc4c6
 def run_notebook(
     notebook:str|Path,  # with a cell tagged `parameters`, one of them `out`
     out:str|Path,  # the run's folder; the executed notebook goes there
@@ -59,6 +60,7 @@ def grid(
     keys = list(spec['grid'])
     return [{**spec.get('fixed', {}), **dict(zip(keys, v))} for v in product(*spec['grid'].values())]
 
+# %% ../nbs/14_sweep.ipynb #cc64311c
 def collect(
     runs,  # folders with params.json and metrics.json
 )->pd.DataFrame:

@@ -79,9 +79,10 @@ def train(
     learn.fit_one_cycle(epochs, lr)
     return learn
 
-# %% ../nbs/09_train.ipynb #444191bc
+# %% ../nbs/09_train.ipynb #54b79991
 CARD_KEYS = ('arch', 'classes', 'sampling', 'gpts')
 
+# %% ../nbs/09_train.ipynb #444191bc
 def save_model(
     path:str|Path,  # `….safetensors`; the card goes beside it as `….json`
     model:nn.Module,
