@@ -220,24 +220,25 @@ def test_answers_are_withheld_for_the_stated_reasons(grey, run):
 # ---- real micrographs
 
 def matches(found, truth):
-    """True positives at IoU ≥ 0.5, misses, false alarms."""
-    tp = 0
-    for t in range(1, truth.max() + 1):
-        here = truth == t
-        for f in np.unique(found[here])[np.unique(found[here]) > 0]:
-            tp += ((found == f) & here).sum() >= .5*((found == f) | here).sum()
-    return tp, truth.max() - tp, found.max() - tp
+    """At IoU ≥ 0.5: equivalent diameters (px) of the true particles that were found and that were missed; number of false alarms."""
+    hit, missed = [], []
+    for r in measure.regionprops(truth):
+        here = truth == r.label
+        near = [f for f in np.unique(found[here]) if f]
+        ok = any(((found == f) & here).sum() >= .5*((found == f) | here).sum() for f in near)
+        (hit if ok else missed).append(r.equivalent_diameter_area)
+    return hit, missed, found.max() - len(hit)
 
 
 def test_particles_of_the_real_tiles_are_found(sintering):
-    """All 20 tiles, never used for anything else. Masks under 1 nm in diameter, mostly slivers at an edge, are not looked for."""
-    counts, ious = np.zeros(3, int), []
+    """All 20 tiles, never used for anything else. What is missed is under 1 nm across, mostly slivers at an edge, which is not looked for."""
+    hits, missed, false, ious = [], [], 0, []
     for k in range(20):
         m = read(sintering/f'train_image_{k}.png', sampling=.586)
         truth = measure.label(io.imread(sintering/f'train_label_{k}.png')[..., 0] > 0)
         found = segment(m)
-        counts += matches(found, truth)
+        hit, miss, wrong = matches(found, truth)
+        hits, missed, false = hits + hit, missed + miss, false + wrong
         ious.append(((found > 0) & (truth > 0)).sum()/((found > 0) | (truth > 0)).sum())
-    tp, missed, false = counts
-    assert np.mean(ious) > .96 and false <= 3
-    assert tp/(tp + missed) > .9
+    assert np.mean(ious) > .96 and false == 0 and len(hits) >= 300
+    assert all(d*.0586 < 1 for d in missed)
