@@ -227,14 +227,13 @@ def test_focal_averages_agree_with_dr_probe(reference, case):
     """Model 1: 19 foci, the spatial envelope of the nominal focus, and a low-pass on the image, given here as an MTF table."""
     with np.load(reference/f'{case}.npz', allow_pickle=False) as f:
         wave, sampling = torch.from_numpy(f['exit_wave'].T.copy()), float(f['cell'][0])/512
-        want, params, models = f['images_model1'], json.loads(str(f['params'])), f['images_model6']
+        want, params = f['images_model1'], json.loads(str(f['params']))
     low_pass = np.linspace(0, .8, 20001)
     table = np.stack([low_pass, .5 - .5*np.tanh((10*low_pass/sampling - 26.731)/2.1385)], 1)
     for focus, reference_image in zip(first_list(params, len(want)), want):
         m = Microscope(defocus=-focus*10, Cs=-1e5, focal_spread=40., angular_spread=2e-4, mtf=table)
         assert relative(images(wave, m, sampling, foci=19).numpy(), reference_image.T) < 1e-4
         assert relative(images(wave, m, sampling).numpy(), reference_image.T) > 1e-3, 'the quasi-coherent image would pass'
-    assert len(models)
 
 
 @pytest.mark.parametrize('values', [dict(C12=60., phi12=.5), dict(C21=5e3, phi21=-1.), dict(C23=4e3, phi23=.7), dict(C32=1e5, phi32=.2),
