@@ -8,9 +8,11 @@ __all__ = ['Number', 'ORDERS', 'ALIASES', 'CONDITIONS', 'CHUNK', 'Microscope', '
 
 # %% ../nbs/04_microscope.ipynb #aa124c31
 from concurrent.futures import ThreadPoolExecutor
+import math
 
 import numpy as np
 import torch
+from numba import njit
 from .core import UserError
 from .multislice import frequencies, wavelength
 
@@ -102,8 +104,9 @@ def transfer(
     device=None, dtype=torch.float32,
 )->torch.Tensor:  # complex (..., y, x), FFT order; leading axes are those of the conditions
     "Quasi-coherent wave transfer function: aperture × exp(−iχ) × temporal and spatial envelopes."
-    lam = wavelength(m.energy)
+    lam, round_lens = wavelength(m.energy), not any(_given(getattr(m, f'C{n}{k}')) for n, k in ORDERS if k)
     gy, gx = frequencies(shape, sampling, device, dtype)
+    if round_lens: gy, gx = gy[:shape[0]//2 + 1].abs(), gx[:, :shape[1]//2 + 1].abs()  # one quadrant says it all
     w = lam*(gy**2 + gx**2).sqrt()
     chi, along, across = _aberrations(m, w, torch.atan2(gy, gx))
     damp = torch.zeros_like(w)
@@ -112,7 +115,9 @@ def transfer(
     size = torch.exp(-damp)
     if m.aperture is not None: size = size*(w <= _per_image(m.aperture, w))
     size, chi = torch.broadcast_tensors(size, -2*torch.pi/lam*chi)
-    return torch.polar(size, chi)
+    t = torch.polar(size, chi)
+    for dim, n in zip((-2, -1), shape if round_lens else ()): t = torch.cat([t, t.narrow(dim, 1, (n - 1)//2).flip(dim)], dim)
+    return t
 
 # %% ../nbs/04_microscope.ipynb #0dfd4d39
 def focus_steps(
@@ -125,7 +130,7 @@ def focus_steps(
 
 def _coherent(spectrum, m, sampling):  # |F⁻¹(spectrum × transfer)|²
     w = torch.fft.ifft2(spectrum*transfer(spectrum.shape[-2:], sampling, m, spectrum.device, spectrum.real.dtype))
-    return w.real**2 + w.imag**2
+    return (w*w.conj()).real.contiguous()
 
 # %% ../nbs/04_microscope.ipynb #a53da910
 def _focal_average(spectrum, m, sampling, foci):
@@ -188,14 +193,58 @@ def intensity(
     part = lambda v, k: v[k] if v.ndim == 3 and len(v) == n else v
     return torch.cat([_image(part(spectrum, slice(k, k + step)), take(m, slice(k, k + step)), sampling, foci) for k in range(0, n, step)])
 
-# %% ../nbs/04_microscope.ipynb #cb98cdf7
-def _poisson(rate, generator):  # on the CPU in pieces of fixed size, each with its own seed, on all threads
-    if rate.device.type != 'cpu' or rate.numel() <= CHUNK: return torch.poisson(rate, generator)
-    pieces = rate.flatten().split(CHUNK)
-    seeds = torch.randint(2**62, (len(pieces),), generator=generator).tolist()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        counts = list(pool.map(lambda r, s: torch.poisson(r, torch.Generator().manual_seed(s)), pieces, seeds))
-    return torch.cat(counts).view(rate.shape)
+# %% ../nbs/04_microscope.ipynb #51242f62
+@njit(cache=True, nogil=True)
+def _uniform(state):  # next number in (0, 1) of a sequence, and its state
+    state += np.uint64(0x9E3779B97F4A7C15)
+    z = (state ^ (state >> np.uint64(30)))*np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27)))*np.uint64(0x94D049BB133111EB)
+    return (np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) + .5)/2**53, state
+
+@njit(cache=True, nogil=True)
+def _count_few(rate, state):
+    limit, n = math.exp(-rate), 0
+    product, state = _uniform(state)
+    while product > limit:
+        u, state = _uniform(state)
+        product *= u
+        n += 1
+    return n
+
+# %% ../nbs/04_microscope.ipynb #e1005056
+@njit(cache=True, nogil=True)
+def _count_many(rate, state):  # rate ≥ 10
+    b = .931 + 2.53*math.sqrt(rate)
+    a = .02483*b - .059
+    while True:
+        u, state = _uniform(state)
+        v, state = _uniform(state)
+        u -= .5
+        edge = .5 - abs(u)
+        n = math.floor((2*a/edge + b)*u + rate + .43)
+        if edge >= .07 and v <= .9277 - 3.6224/(b - 2): return n
+        if n < 0 or (edge < .013 and v > edge): continue
+        if math.log(v*(1.1239 + 1.1328/(b - 3.4))/(a/edge**2 + b)) <= n*math.log(rate) - rate - math.lgamma(n + 1): return n
+
+# %% ../nbs/04_microscope.ipynb #b822c7f0
+@njit(cache=True, nogil=True)
+def _count(image, scale, seed, first, last, out):  # Poisson counts of pixels first … last, for the rate image × scale, one scale per image
+    for i in range(first, last):
+        state = np.uint64(seed) + np.uint64(i)*np.uint64(0xD1B54A32D192ED03)
+        state ^= state >> np.uint64(29)
+        rate = max(np.float64(image[i]), 0.)*scale[i*len(scale)//len(image)]
+        if not rate < 1e15: out[i] = np.nan
+        else: out[i] = _count_few(rate, state) if rate < 10 else _count_many(rate, state)
+
+def _poisson(image, scale, generator):  # counts for the rate image × scale, a tensor that broadcasts over the images
+    if image.device.type != 'cpu': return torch.poisson((image*scale).clamp(min=0), generator)
+    scale = scale.double().expand(torch.broadcast_shapes(scale.shape, (*image.shape[:-2], 1, 1))).contiguous()
+    image = image.detach().expand(*scale.shape[:-2], *image.shape[-2:]).contiguous()
+    counts, seed, threads = torch.empty_like(image), int(torch.randint(2**62, (1,), generator=generator)), torch.get_num_threads()
+    edges = np.linspace(0, image.numel(), threads + 1).astype(int) if image.numel() > CHUNK else [0, image.numel()]
+    work = lambda first, last: _count(image.view(-1).numpy(), scale.view(-1).numpy(), seed, first, last, counts.view(-1).numpy())
+    with ThreadPoolExecutor(threads) as pool: list(pool.map(work, edges[:-1], edges[1:]))
+    return counts
 
 # %% ../nbs/04_microscope.ipynb #0e8a5f29
 def expose(
@@ -205,7 +254,7 @@ def expose(
     generator:torch.Generator|None=None,
 )->torch.Tensor:  # (..., y, x), counts where a dose is given, else relative intensity
     "What the detector records."
-    if m.dose is not None: image = _poisson((image*_per_image(m.dose, image)*sampling**2).clamp(min=0), generator)
+    if m.dose is not None: image = _poisson(image, _per_image(m.dose, image)*sampling**2, generator)
     if m.mtf is not None: image = _filtered(image, _mtf(m.mtf, image))
     if _given(m.readout_noise):
         noise = torch.empty_like(image).normal_(generator=generator)
