@@ -191,7 +191,11 @@ def intensity(
     spectrum, n, step = torch.fft.fft2(waves), _batch(waves, m), max(1, CHUNK//waves.shape[-1]**2)
     if waves.device.type != 'cpu' or n is None or n <= step: return _image(spectrum, m, sampling, foci)
     part = lambda v, k: v[k] if v.ndim == 3 and len(v) == n else v
-    return torch.cat([_image(part(spectrum, slice(k, k + step)), take(m, slice(k, k + step)), sampling, foci) for k in range(0, n, step)])
+    pieces = (_image(part(spectrum, slice(k, k + step)), take(m, slice(k, k + step)), sampling, foci) for k in range(0, n, step))
+    if torch.is_grad_enabled() and any(v.requires_grad for v in (waves, *m.values.values()) if isinstance(v, torch.Tensor)): return torch.cat(list(pieces))
+    out = torch.empty((n, *waves.shape[-2:]), dtype=spectrum.real.dtype)
+    for k, piece in zip(range(0, n, step), pieces): out[k:k + step] = piece
+    return out
 
 # %% ../nbs/04_microscope.ipynb #51242f62
 @njit(cache=True, nogil=True)
@@ -199,7 +203,7 @@ def _uniform(state):  # next number in (0, 1) of a sequence, and its state
     state += np.uint64(0x9E3779B97F4A7C15)
     z = (state ^ (state >> np.uint64(30)))*np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27)))*np.uint64(0x94D049BB133111EB)
-    return (np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) + .5)/2**53, state
+    return (np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) + .5)*2.**-53, state
 
 @njit(cache=True, nogil=True)
 def _count_few(rate, state):
@@ -222,29 +226,32 @@ def _count_many(rate, state):  # rate ≥ 10
         u -= .5
         edge = .5 - abs(u)
         n = math.floor((2*a/edge + b)*u + rate + .43)
-        if edge >= .07 and v <= .9277 - 3.6224/(b - 2): return n
+        if edge >= .07 and (v - .9277)*(b - 2) <= -3.6224: return n
         if n < 0 or (edge < .013 and v > edge): continue
         if math.log(v*(1.1239 + 1.1328/(b - 3.4))/(a/edge**2 + b)) <= n*math.log(rate) - rate - math.lgamma(n + 1): return n
 
 # %% ../nbs/04_microscope.ipynb #b822c7f0
 @njit(cache=True, nogil=True)
 def _count(image, scale, seed, first, last, out):  # Poisson counts of pixels first … last, for the rate image × scale, one scale per image
-    for i in range(first, last):
-        state = np.uint64(seed) + np.uint64(i)*np.uint64(0xD1B54A32D192ED03)
-        state ^= state >> np.uint64(29)
-        rate = max(np.float64(image[i]), 0.)*scale[i*len(scale)//len(image)]
-        if not rate < 1e15: out[i] = np.nan
-        else: out[i] = _count_few(rate, state) if rate < 10 else _count_many(rate, state)
+    size = len(image)//len(scale)
+    for k in range(first//size, (last - 1)//size + 1):
+        for i in range(max(first, k*size), min(last, (k + 1)*size)):
+            state = np.uint64(seed) + np.uint64(i)*np.uint64(0xD1B54A32D192ED03)
+            state ^= state >> np.uint64(29)
+            rate = max(np.float64(image[i]), 0.)*scale[k]
+            if not rate < 1e15: out[i] = np.nan
+            else: out[i] = _count_few(rate, state) if rate < 10 else _count_many(rate, state)
 
-def _poisson(image, scale, generator):  # counts for the rate image × scale, a tensor that broadcasts over the images
+def _poisson(image, scale, generator, out=None):  # counts for the rate image × scale, a tensor that broadcasts over the images
     if image.device.type != 'cpu': return torch.poisson((image*scale).clamp(min=0), generator)
     scale = scale.double().expand(torch.broadcast_shapes(scale.shape, (*image.shape[:-2], 1, 1))).contiguous()
     image = image.detach().expand(*scale.shape[:-2], *image.shape[-2:]).contiguous()
-    counts, seed, threads = torch.empty_like(image), int(torch.randint(2**62, (1,), generator=generator)), torch.get_num_threads()
+    if out is None or out.shape != image.shape or not out.is_contiguous(): out = torch.empty_like(image)
+    seed, threads = int(torch.randint(2**62, (1,), generator=generator)), torch.get_num_threads()
     edges = np.linspace(0, image.numel(), threads + 1).astype(int) if image.numel() > CHUNK else [0, image.numel()]
-    work = lambda first, last: _count(image.view(-1).numpy(), scale.view(-1).numpy(), seed, first, last, counts.view(-1).numpy())
+    work = lambda first, last: _count(image.view(-1).numpy(), scale.view(-1).numpy(), seed, first, last, out.view(-1).numpy())
     with ThreadPoolExecutor(threads) as pool: list(pool.map(work, edges[:-1], edges[1:]))
-    return counts
+    return out
 
 # %% ../nbs/04_microscope.ipynb #0e8a5f29
 def expose(
@@ -254,7 +261,10 @@ def expose(
     generator:torch.Generator|None=None,
 )->torch.Tensor:  # (..., y, x), counts where a dose is given, else relative intensity
     "What the detector records."
-    if m.dose is not None: image = _poisson(image, _per_image(m.dose, image)*sampling**2, generator)
+    return _recorded(image, m, sampling, generator)
+
+def _recorded(image, m, sampling, generator, out=None):  # `out` may be the image itself, where nobody needs it any more
+    if m.dose is not None: image = _poisson(image, _per_image(m.dose, image)*sampling**2, generator, out)
     if m.mtf is not None: image = _filtered(image, _mtf(m.mtf, image))
     if _given(m.readout_noise):
         noise = torch.empty_like(image).normal_(generator=generator)
@@ -270,4 +280,5 @@ def images(
     foci:int=1,  # 1: quasi-coherent; else the number of foci that are averaged
 )->torch.Tensor:  # (..., y, x)
     "Images of exit waves: counts where a dose is given, else intensity relative to the incident beam."
-    return expose(intensity(waves, microscope, sampling, foci), microscope, sampling, generator)
+    image = intensity(waves, microscope, sampling, foci)
+    return _recorded(image, microscope, sampling, generator, None if image.requires_grad else image)

@@ -8,11 +8,12 @@ __all__ = ['VOLT', 'TABLES', 'Scattering', 'OVERSAMPLING', 'STEPS', 'APERTURE', 
            'Workspace', 'Constants', 'batch_size', 'exit_waves', 'frozen_phonons']
 
 # %% ../nbs/03_multislice.ipynb #52ac8ab8
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from queue import Queue
 import math, warnings
 
 import numpy as np
@@ -373,9 +374,9 @@ ROWS = 256  # of a block, about
 # %% ../nbs/03_multislice.ipynb #154c3530
 class Workspace:
     "Buffers and FFT plans for one structure at a time. `b` holds transformed rows, `c` the pruned spectrum, transposed, `t` what is passing through."
-    def __init__(self, grid, pool=None):
-        n, low, kind = grid.gpts, grid.gpts//3 + 1, 'complex64' if grid.dtype == torch.float32 else 'complex128'
-        self.n, self.low, self.pool = n, low, pool
+    def __init__(self, n, dtype):
+        low, kind = n//3 + 1, 'complex64' if dtype == torch.float32 else 'complex128'
+        self.n, self.low, self.pool = n, low, None
         self.a, self.b, self.psi, self.phase, self.t = (pyfftw.zeros_aligned((n, n + 8), kind) for _ in range(5))
         self.c, self.e = (pyfftw.zeros_aligned((2*low - 1, n + 8), kind) for _ in range(2))
         self.rows, self.columns = self.blocks(n), self.blocks(2*low - 1)
@@ -423,6 +424,19 @@ def _copy_wave(ws):  # the same behind an empty slice
     def work(k, forward): ws.t[k] = ws.psi[k]; forward()
     ws.each(work, ws.rows, ws.to_b)
 
+# %% ../nbs/03_multislice.ipynb #e8a92619
+_kept = deque()  # (grid points, precision, workspace); threads may append and pop at once
+
+@contextmanager
+def _workspace(gpts, dtype):
+    ws = None
+    while ws is None:
+        try: *key, ws = _kept.pop()
+        except IndexError: ws = Workspace(gpts, dtype)
+        else: ws = ws if key == [gpts, dtype] else None
+    try: yield ws
+    finally: _kept.append((gpts, dtype, ws))
+
 # %% ../nbs/03_multislice.ipynb #87cfa797
 class Constants:
     "What all threads read: band limit, propagator and factors, transposed and pruned like the spectra, FFT scale included."
@@ -447,7 +461,6 @@ def _phases(ws, c, grid, elements, k, real):  # phase shifts of slices k and k+1
         total += 1
         if total < len(elements): ws.e[:] = ws.c
     if total: _back(ws, ws.back_phase)
-    return total > 0
 
 def _filled(elements, k): return any(start[k + 1] > start[k] for _, start, _ in elements.values())
 
@@ -476,17 +489,16 @@ def _exit(e, ws, grid, excess, out_gpts):  # pruned spectrum behind the last sli
 
 # %% ../nbs/03_multislice.ipynb #f03528d2
 def _on_cpu(atoms, grid, factors, absorption, out_gpts):  # exit waves (n, y, x), as many structures at a time as torch has threads
-    threads = torch.get_num_threads()
+    threads, waves = torch.get_num_threads(), torch.empty((len(atoms), out_gpts, out_gpts), dtype=grid.propagator.dtype)
+    inside = threads > len(atoms) and grid.gpts > ROWS  # threads share one structure's rows
     with ThreadPoolExecutor(threads) as pool:
-        inside = threads > len(atoms) and grid.gpts > ROWS  # threads share one structure's rows
-        spaces = Queue()
-        for _ in range(1 if inside else min(threads, len(atoms))): spaces.put(Workspace(grid, pool if inside else None))
-        c = Constants(grid, factors, spaces.queue[0])
-        def work(a):
-            ws = spaces.get()
-            try: return _one_structure(a, grid, c, absorption, out_gpts, ws)
-            finally: spaces.put(ws)
-        return torch.stack(list(map(work, atoms) if inside or threads == 1 else pool.map(work, atoms)))
+        with _workspace(grid.gpts, grid.dtype) as ws: c = Constants(grid, factors, ws)
+        def work(i):
+            with _workspace(grid.gpts, grid.dtype) as ws:
+                ws.pool = pool if inside else None
+                waves[i] = _one_structure(atoms[i], grid, c, absorption, out_gpts, ws)
+        for _ in (map if inside or threads == 1 else pool.map)(work, range(len(atoms))): pass
+    return waves
 
 # %% ../nbs/03_multislice.ipynb #68956e00
 CACHED = 2**22  # bytes of one wave buffer of a batch on the CPU; larger ones leave the cache and are slower
