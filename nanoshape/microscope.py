@@ -192,7 +192,8 @@ def intensity(
     if waves.device.type != 'cpu' or n is None or n <= step: return _image(spectrum, m, sampling, foci)
     part = lambda v, k: v[k] if v.ndim == 3 and len(v) == n else v
     pieces = (_image(part(spectrum, slice(k, k + step)), take(m, slice(k, k + step)), sampling, foci) for k in range(0, n, step))
-    if torch.is_grad_enabled() and any(v.requires_grad for v in (waves, *m.values.values()) if isinstance(v, torch.Tensor)): return torch.cat(list(pieces))
+    followed = any(v.requires_grad for v in (waves, *m.values.values()) if isinstance(v, torch.Tensor))
+    if followed and torch.is_grad_enabled(): return torch.cat(list(pieces))
     out = torch.empty((n, *waves.shape[-2:]), dtype=spectrum.real.dtype)
     for k, piece in zip(range(0, n, step), pieces): out[k:k + step] = piece
     return out

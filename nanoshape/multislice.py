@@ -318,7 +318,7 @@ def _leave(w, excess, grid, out_gpts):  # spectrum at the end of the last slice 
 
 # %% ../nbs/03_multislice.ipynb #2f4e4e1d
 @njit(cache=True, nogil=True, fastmath=True)
-def _spread_part(grid, xy, first, last, table, width, part, n):  # into the real (part 0) or imaginary part of a complex grid, seen as reals
+def _spread_part(grid, xy, table, width, n, part, first, last):  # into the real (part 0) or imaginary part of a complex grid, seen as reals
     wx, wy = np.empty(width, table.dtype), np.empty(width, table.dtype)
     for a in range(first, last):
         ix, iy = _weights(xy[a, 0], width, table, wx), _weights(xy[a, 1], width, table, wy)
@@ -328,7 +328,7 @@ def _spread_part(grid, xy, first, last, table, width, part, n):  # into the real
 
 # %% ../nbs/03_multislice.ipynb #a58fe970
 @njit(cache=True, nogil=True)
-def _transpose(a, b, n, low, first, stop):  # b[column, row] ← a[row, column] for some rows of b; of a's n columns the first `low` and the last `low` − 1
+def _transpose(a, b, n, low, first, stop):  # b[column, row] ← a[row, column] for some rows of b; of n columns the first and last `low`
     cut = n - (2*low - 1)
     for j0 in range(first, stop, 16):
         for top in range(0, n, 16):
@@ -455,7 +455,8 @@ def _phases(ws, c, grid, elements, k, real):  # phase shifts of slices k and k+1
         ends = [start[min(i, len(start) - 1)] for i in (k, k + 1, k + 2)]
         if ends[0] == ends[2]: continue
         ws.a.fill(0)
-        ws.each(lambda part: _spread_part(real(ws.a), xy, ends[part], ends[part + 1], c.table[z], grid.kernel.width, part, grid.gpts), (0, 1))
+        spread = partial(_spread_part, real(ws.a), xy, c.table[z], grid.kernel.width, grid.gpts)
+        ws.each(spread, (0, 1), ends[:2], ends[1:])
         ws.each(lambda forward: forward(), ws.from_a); _filter(ws, c.factors[z])
         if total: ws.c += ws.e
         total += 1
@@ -488,8 +489,8 @@ def _exit(e, ws, grid, excess, out_gpts):  # pruned spectrum behind the last sli
     return torch.from_numpy(np.fft.ifft2(w.numpy()))
 
 # %% ../nbs/03_multislice.ipynb #f03528d2
-def _on_cpu(atoms, grid, factors, absorption, out_gpts):  # exit waves (n, y, x), as many structures at a time as torch has threads
-    threads, waves = torch.get_num_threads(), torch.empty((len(atoms), out_gpts, out_gpts), dtype=grid.propagator.dtype)
+def _on_cpu(atoms, grid, factors, absorption, out_gpts, most):  # exit waves (n, y, x), as many structures at a time as torch has threads
+    threads, waves = min(torch.get_num_threads(), most), torch.empty((len(atoms), out_gpts, out_gpts), dtype=grid.propagator.dtype)
     inside = threads > len(atoms) and grid.gpts > ROWS  # threads share one structure's rows
     with ThreadPoolExecutor(threads) as pool:
         with _workspace(grid.gpts, grid.dtype) as ws: c = Constants(grid, factors, ws)
@@ -500,25 +501,22 @@ def _on_cpu(atoms, grid, factors, absorption, out_gpts):  # exit waves (n, y, x)
         for _ in (map if inside or threads == 1 else pool.map)(work, range(len(atoms))): pass
     return waves
 
-# %% ../nbs/03_multislice.ipynb #68956e00
-CACHED = 2**22  # bytes of one wave buffer of a batch on the CPU; larger ones leave the cache and are slower
-
 # %% ../nbs/03_multislice.ipynb #f2bd01b6
+CACHED = 2**19  # pixels of a batch on the CPU; larger batches leave the cache and are slower
+
 def batch_size(
     gpts:int,
     dtype:torch.dtype=torch.float32,
     edge:str='taper',
     memory:float=2e9,  # bytes
-    device:str|torch.device='cpu',
 )->int:
     "Structures per batch within the memory budget. Raises `UserError` if not even one fits."
     wave = gpts**2*(8 if dtype == torch.float32 else 16)
-    per_structure = wave*(8 if edge == 'taper' else 12)
+    per_structure = wave*(9 if edge == 'taper' else 12)
     if per_structure > memory:
         raise UserError(f'one wave of {gpts} × {gpts} needs {per_structure/1e9:.1f} GB, more than the budget of {memory/1e9:g}: raise '
                         'memory')
-    most = int(memory//per_structure)
-    return min(most, max(1, CACHED//wave)) if torch.device(device).type == 'cpu' else most
+    return int(memory//per_structure)
 
 # %% ../nbs/03_multislice.ipynb #9afae557
 def exit_waves(
@@ -548,11 +546,12 @@ def exit_waves(
     if np.ptp([a.cell.lengths()[0] for a in atoms]) > 1e-6: raise UserError('the structures need cells of one width')
     if positions is not None and not one: raise UserError('positions go with a single structure')
     grid, factors = _prepare(atoms, gpts, energy, slice_thickness, scattering, edge, dtype, device, tilt, debye_waller)
+    n = batch_size(gpts, dtype, edge, memory)
     if torch.device(device).type == 'cpu' and edge == 'taper' and positions is None:
-        waves = _on_cpu(atoms, grid, factors, absorption, out_gpts or gpts)
+        waves = _on_cpu(atoms, grid, factors, absorption, out_gpts or gpts, n)
         return waves[0] if one else waves
     order = sorted(range(len(atoms)), key=lambda i: -_slices(atoms[i], slice_thickness))
-    n = batch_size(gpts, dtype, edge, memory, device)
+    if torch.device(device).type == 'cpu': n = min(n, max(1, CACHED//gpts**2))
     parts = [order[i:i + n] for i in range(0, len(order), n)]
     through = lambda p: _propagate([atoms[i] for i in p], grid, factors, absorption, out_gpts or gpts, positions)
     waves = torch.cat([through(p) for p in parts])

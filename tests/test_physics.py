@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from ase import Atoms
 
 from nanoshape.core import UserError, torch_rng
@@ -171,7 +172,9 @@ def test_the_fast_path_on_the_cpu_is_the_plain_one(monkeypatch):
     from nanoshape import multislice
     g = np.random.default_rng(5)
     cells = [Atoms(f'Au{k}C{k}', g.uniform(0, 15, (2*k, 3))*(1, 1, h/15), cell=(15, 15, h)) for k, h in ((8, 4.), (20, 9.), (2, 1.))]
-    plain = lambda atoms, grid, factors, absorption, out: torch.stack([multislice._propagate([a], grid, factors, absorption, out)[0] for a in atoms])
+    def plain(atoms, grid, factors, absorption, out, most):
+        return torch.stack([multislice._propagate([a], grid, factors, absorption, out)[0] for a in atoms])
+
     for gpts, dtype in ((64, torch.float32), (75, torch.float64), (32, torch.float64)):
         fast = exit_waves(cells, gpts, dtype=dtype, absorption=.1, out_gpts=24, tilt=(.003, -.002))
         with monkeypatch.context() as patch:
@@ -187,7 +190,7 @@ def test_threads_do_not_change_a_bit():
     waves = []
     for n in (1, 2, 3):
         torch.set_num_threads(n)
-        waves.append(exit_waves(cells, 64))
+        waves.append(torch.cat([exit_waves(cells, 64, out_gpts=32), exit_waves(cells[:1], 300, out_gpts=32)]))
     torch.set_num_threads(threads)
     assert torch.equal(waves[0], waves[1]) and torch.equal(waves[0], waves[2]) and torch.equal(exit_waves(cells[3], 64), waves[0][3])
 
@@ -199,6 +202,34 @@ def test_noise_in_pieces_is_poisson_and_repeatable():
     assert torch.equal(c, expose(rate, m, 1., torch_rng(1))) and not torch.equal(c, expose(rate, m, 1., torch_rng(2)))
     assert abs(c.mean() - 3) < 5*(3/c.numel())**.5 and abs(c.var()/3 - 1) < .01
     assert abs(np.corrcoef(c[0].flatten(), c[2].flatten())[0, 1]) < .02
+
+
+@pytest.mark.parametrize('rate', [.02, .45, 3., 9.99, 10., 13., 60., 900.])
+def test_counts_follow_the_poisson_law(rate):
+    n = expose(torch.ones(1500, 1000, dtype=torch.float64), Microscope(dose=rate), 1., torch_rng(4)).numpy().ravel()
+    k = np.arange(*stats.poisson.ppf([1e-5, 1 - 1e-5], rate))
+    seen, expected = np.array([(n == i).sum() for i in k]), stats.poisson.pmf(k, rate)*n.size
+    frequent = expected > 20
+    assert stats.chi2.sf(((seen - expected)[frequent]**2/expected[frequent]).sum(), frequent.sum() - 1) > 1e-3
+    assert n.max() < rate + 7*rate**.5 + 5
+
+
+def test_noise_does_not_depend_on_threads():
+    before, c = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            c.append(expose(torch.full((5, 256, 256), 2.), Microscope(dose=torch.arange(5.)), 1., torch_rng(1)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(c[0], c[1]) and torch.equal(c[0], c[2])
+    assert np.allclose(c[0].mean((1, 2)), 2*np.arange(5), rtol=.02)
+
+
+def test_recording_leaves_the_image_alone():
+    image = torch.full((4, 8, 8), 5.)
+    expose(image, Microscope(dose=1.), 1., torch_rng(0))
+    assert (image == 5).all()
 
 
 def test_the_budget_bounds_the_batch():
