@@ -380,10 +380,12 @@ class Workspace:
         self.a, self.b, self.psi, self.phase, self.t = (pyfftw.zeros_aligned((n, n + 8), kind) for _ in range(5))
         self.c, self.e = (pyfftw.zeros_aligned((2*low - 1, n + 8), kind) for _ in range(2))
         self.rows, self.columns = self.blocks(n), self.blocks(2*low - 1)
+        learned = pyfftw.export_wisdom(); pyfftw.forget_wisdom()  # what FFTW has measured for others would change the plans
         self.forward, self.backward = partial(self.plans, 'FORWARD'), partial(self.plans, 'BACKWARD')
         self.from_a, self.to_b, self.spectrum = self.forward(self.a, self.b), self.forward(self.t, self.b), self.forward(self.c, self.e)
         self.back_psi, self.back_phase, self.back_t = (self.backward(self.b, x) for x in (self.psi, self.phase, self.t))
         self.c_to_t, self.t_to_c = self.forward(self.c, self.t[:2*low - 1]), self.backward(self.t[:2*low - 1], self.c)
+        pyfftw.import_wisdom(learned)
     def blocks(self, rows):
         edges = np.linspace(0, rows, math.ceil(self.n/ROWS) + 1).round().astype(int)
         return [slice(int(i), int(j)) for i, j in zip(edges, edges[1:])]
