@@ -24,8 +24,10 @@ import torch
 from nanoshape.core import provenance, rng, torch_rng, write_json
 from nanoshape.microscope import Microscope, images
 from nanoshape.multislice import exit_waves
+from nanoshape.orientations import random_rotation, rotated
 from nanoshape.recipes import make_recipe, sample
-from nanoshape.structures import SHAPES, amorphous, assemble, particle, random_rotation, rotated
+from nanoshape.structures import SHAPES, assemble, particle
+from nanoshape.supports import amorphous
 
 FOCI = torch.linspace(-80, 80, 20)
 

@@ -7,7 +7,9 @@ from scipy.spatial import cKDTree
 from scipy.stats import kstest
 
 from nanoshape.core import UserError, rng
-from nanoshape.structures import (CORNERS, SHAPES, amorphous, assemble, facets, lattice_constant, particle, projected_sizes, random_rotation, rotated)
+from nanoshape.orientations import random_rotation, rotated
+from nanoshape.structures import SHAPES, assemble, facets, lattice_constant, particle, polyhedron, projected_sizes
+from nanoshape.supports import amorphous
 
 shapes, sizes, seeds = st.sampled_from(SHAPES), st.floats(20, 80), st.integers(0, 2**31)
 
@@ -33,7 +35,7 @@ def test_distances_do_not_change_with_orientation_and_atoms_do_not_overlap(shape
 
 
 def test_corners_are_on_the_unit_sphere():
-    for c in CORNERS.values():
+    for c in (polyhedron(s).corners for s in SHAPES):
         assert np.allclose(np.linalg.norm(c, axis=1), 1) and np.allclose(c.sum(0), 0)
 
 
