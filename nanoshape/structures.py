@@ -152,8 +152,9 @@ def _icosahedral_points(element, a, radius, generator):  # a Mackay icosahedron 
 
 # %% ../nbs/04_structures.ipynb #1139c123
 def _decahedral_points(a, radius, generator):  # five wedges around z, each closed to ±36°, off axis by up to half a bond
-    b, n = a/2**.5, int(np.ceil(radius/a*2**.5)) + 2
-    corner = np.stack(np.meshgrid(*[np.arange(-n, n + 1)]*3, indexing='ij'), -1).reshape(-1, 3)
+    b = a/2**.5
+    m, n = (int(np.ceil(radius/x)) + 2 for x in (a, b))
+    corner = np.stack(np.meshgrid(np.arange(m), *[np.arange(-n, n + 1)]*2, indexing='ij'), -1).reshape(-1, 3)
     p = np.vstack([corner, corner + .5])*(a, b, b)
     p = p[(p[:, 1] > -p[:, 0]/2**.5 + 1e-6) & (p[:, 1] <= p[:, 0]/2**.5 + 1e-6)]
     p[:, 1] *= np.tan(np.pi/5)*2**.5
@@ -185,8 +186,10 @@ def particle(
     return Atoms(numbers=np.full(len(p), atomic_numbers[element]), positions=p, info=info)
 
 # %% ../nbs/04_structures.ipynb #855bb5ed
-CLOSED = {'icosahedron': lambda e, a, n: Icosahedron(e, n, latticeconstant=a), 'cuboctahedron': lambda e, a, n: Octahedron(e, 2*n - 1, n - 1, latticeconstant=a),
-          'octahedron': lambda e, a, n: Octahedron(e, n, latticeconstant=a), 'truncated octahedron': lambda e, a, n, cut: Octahedron(e, n, cut, latticeconstant=a),
+CLOSED = {'icosahedron': lambda e, a, n: Icosahedron(e, n, latticeconstant=a), 'cuboctahedron': lambda e, a,
+        n: Octahedron(e, 2*n - 1, n - 1, latticeconstant=a),
+          'octahedron': lambda e, a, n: Octahedron(e, n, latticeconstant=a), 'truncated octahedron': lambda e, a, n, cut: Octahedron(e, n, cut,
+                  latticeconstant=a),
           'decahedron': lambda e, a, p, q, r: Decahedron(e, p, q, r, latticeconstant=a)}
 
 def closed_shell(
@@ -255,7 +258,8 @@ def carbon_nanotube(
         tube = cell.repeat((1, 1, max(1, round(length/period))))
         tube.positions -= [0, 0, np.ptp(tube.positions[:, 2])/2]
         radii.append(float(np.hypot(*tube.positions[:, :2].T).mean())); tubes.append(tube)
-    if len(radii) > 1 and min(np.diff(radii)) < WALL: raise UserError(f'walls of radius {", ".join(f"{r:.1f}" for r in radii)} Å touch: leave 3.4 Å between them')
+    if len(radii) > 1 and min(np.diff(radii)) < WALL:
+        raise UserError(f'walls of radius {", ".join(f"{r:.1f}" for r in radii)} Å touch: leave 3.4 Å between them')
     p = np.vstack([t.positions for t in tubes])[:, [0, 2, 1]]
     return Atoms(numbers=np.full(len(p), 6), positions=p, info=dict(shape='nanotube', walls=[list(w) for w in walls], radii=radii))
 
@@ -283,7 +287,8 @@ def assemble(
         p.positions[:, :2] %= width
         out += p
     if support is not None and len(support):
-        if abs(support.cell[0, 0] - width) > 1e-6: raise UserError(f'a support of {support.cell[0, 0]/NM:g} nm does not fill a box of {width/NM:g} nm')
+        if abs(support.cell[0, 0] - width) > 1e-6:
+            raise UserError(f'a support of {support.cell[0, 0]/NM:g} nm does not fill a box of {width/NM:g} nm')
         film = support.copy(); film.positions[:, 2] += depth - PAD + GAP
         out, depth = out + film, depth - PAD + GAP + support.cell[2, 2] + PAD
     out.set_cell((width, width, depth)); out.pbc = (True, True, False)
@@ -310,14 +315,13 @@ def free_places(
     tries:int=2000,  # per particle
 )->list[tuple[float,float]]:
     "Shifts from the box's centre for `assemble`, without overlap. Raises `UserError` if the field has no room for all."
-    radii = [np.linalg.norm(np.ptp(p.positions[:, :2], 0))/2 for p in particles]
-    places = np.zeros((len(radii), 2))
-    for i in np.argsort(radii)[::-1]:
-        done = [j for j in np.argsort(radii)[::-1] if (radii[j], -j) > (radii[i], -i)]
+    radii = np.array([np.linalg.norm(np.ptp(p.positions[:, :2], 0))/2 for p in particles])
+    places, order = np.zeros((len(radii), 2)), np.argsort(-radii)  # the largest first
+    for n, i in enumerate(order):
         for _ in range(tries):
             places[i] = generator.uniform(-width/2, width/2, 2)
-            d = np.abs(places[done] - places[i]); d = np.hypot(*np.minimum(d, width - d).T)
-            if (d >= radii[i] + np.array(radii)[done] + gap).all(): break
+            d = np.abs(places[order[:n]] - places[i]); d = np.hypot(*np.minimum(d, width - d).T)
+            if (d >= radii[i] + radii[order[:n]] + gap).all(): break
         else: raise UserError(f'{len(radii)} particles do not fit into {width/NM:g} nm: take fewer, smaller ones, or a larger field')
     return [tuple(p) for p in places.tolist()]
 
@@ -328,7 +332,8 @@ LARGEST = 500e6  # bytes of a file that is read
 def _write_cel(path, atoms):
     a, b, c, *angles = atoms.cell.cellpar()
     numbers = ' '.join(f'{x:.6f}' for x in (a/NM, b/NM, c/NM, *angles))
-    rows = (f'{s} {x:.8f} {y:.8f} {z:.8f} 1.000000 0.000000 0.000000 0.000000 0.000000' for s, (x, y, z) in zip(atoms.symbols, atoms.get_scaled_positions(wrap=False)))
+    rows = (f'{s} {x:.8f} {y:.8f} {z:.8f} 1.000000 0.000000 0.000000 0.000000 0.000000' for s,
+            (x, y, z) in zip(atoms.symbols, atoms.get_scaled_positions(wrap=False)))
     path.write_text('\n'.join(['structure written by nanoshape', f'0 {numbers}', *rows, '*']) + '\n')
 
 def _read_cel(path):
@@ -356,7 +361,8 @@ def write_structure(
     "Write a structure; the file appears whole or not at all. CIF and CEL need a cell."
     path, atoms = Path(path), Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     kind = _format(path)
-    if kind in ('cif', 'cel') and atoms.cell.rank < 3: raise UserError(f'a {path.suffix} file needs a cell: put the structure into one with structures.assemble')
+    if kind in ('cif', 'cel') and atoms.cell.rank < 3:
+        raise UserError(f'a {path.suffix} file needs a cell: put the structure into one with structures.assemble')
     with whole_file(path) as part: _write_cel(part, atoms) if kind == 'cel' else ase.io.write(part, atoms, format=kind)
     return path
 
@@ -368,7 +374,8 @@ def read_structure(
     path = Path(path)
     kind = _format(path)
     if not path.is_file(): raise UserError(f'there is no file {path}')
-    if path.stat().st_size > LARGEST: raise UserError(f'{path.name} has {path.stat().st_size/1e6:.0f} MB, more than the {LARGEST/1e6:.0f} MB that are read')
+    if path.stat().st_size > LARGEST:
+        raise UserError(f'{path.name} has {path.stat().st_size/1e6:.0f} MB, more than the {LARGEST/1e6:.0f} MB that are read')
     try: out = {'cel': _read_cel, 'cif': _read_cif}.get(kind, partial(ase.io.read, format=kind))(path)
     except Exception as e:  # ASE's readers raise whatever a damaged file leads them to
         raise UserError(f'{path.name} cannot be read as {path.suffix[1:].upper()}: {re.sub(chr(10), " ", str(e)) or type(e).__name__}') from None

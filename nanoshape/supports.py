@@ -30,11 +30,12 @@ from .orientations import random_rotation
 def _fits(x, y, z, k, atoms, cells, d):  # is trial point (x, y, z), in cell k, at least d from all atoms? x and y are periodic
     nx, ny, nz = cells.shape
     width = atoms[-1, 0]
-    for i in range(k[0] - 2, k[0] + 3):
-        for j in range(k[1] - 2, k[1] + 3):
-            row = cells[i % nx, j % ny]
+    for i in (0, -1, 1, -2, 2):  # near ones first: most trials fail, and then soon
+        i = (k[0] + i + nx) % nx
+        for j in (0, -1, 1, -2, 2):
+            j = (k[1] + j + ny) % ny
             for l in range(max(k[2] - 2, 0), min(k[2] + 3, nz)):
-                n = row[l]
+                n = cells[i, j, l]
                 if n >= 0:
                     dx, dy, dz = abs(x - atoms[n, 0]), abs(y - atoms[n, 1]), z - atoms[n, 2]
                     dx, dy = min(dx, width - dx), min(dy, width - dy)
@@ -64,7 +65,7 @@ def number_density(
     return density*N_A/atomic_masses[atomic_numbers[element]]*1e-24
 
 def _slab_size(width, thickness):
-    if not (0 < width <= 1000*NM and 0 < thickness <= 100*NM):
+    if not (0 < width <= 1000*NM and 0 <= thickness <= 100*NM):
         raise UserError(f'a support of {width:g} × {width:g} × {thickness:g} Å makes no sense: give a width up to 1 µm, a thickness up to 100 nm')
 
 # %% ../nbs/03_supports.ipynb #f34c4cbc
@@ -107,9 +108,9 @@ def displaced_diamond(
     width:float, thickness:float,  # Å
     generator:np.random.Generator,
     density:float=2.0,  # g/cm³
-    displacement:float=.5,  # Å, standard deviation along each axis
+    displacement:float=.3,  # Å, standard deviation along each axis
 )->Atoms:
-    "A slab of diamond with atoms displaced at random, wrapped in x and y and kept within the slab. Raises `UserError` for a slab thinner than a cell."
+    "A slab of diamond with atoms displaced at random but kept within it. Raises `UserError` for a slab thinner than a cell."
     _slab_size(width, thickness)
     a = (8/number_density('C', density))**(1/3)
     n = [max(1, round(l/a)) for l in (width, width, thickness)]
@@ -158,9 +159,9 @@ def network_block()->Atoms:
         return Atoms(numbers=np.full(len(f['positions']), 6), positions=f['positions'], cell=f['cell'], pbc=True)
 
 def _without_close(p, width, distance):  # drops one of each pair that is too close across the box's sides
-    wrapped = p.copy(); wrapped[:, :2] %= width
-    tree = cKDTree(wrapped, boxsize=(width, width, 0))
-    return wrapped[np.setdiff1d(np.arange(len(p)), tree.query_pairs(distance, output_type='ndarray')[:, 1])]
+    near = np.flatnonzero(((p[:, :2] < distance) | (p[:, :2] > width - distance)).any(1))
+    tree = cKDTree(p[near], boxsize=(width, width, 0))
+    return np.delete(p, near[tree.query_pairs(distance, output_type='ndarray')[:, 1]], 0)
 
 # %% ../nbs/03_supports.ipynb #75c427c0
 def carbon_network(
@@ -177,8 +178,9 @@ def carbon_network(
     low, high = np.floor(corners.min(0)/edge).astype(int), np.ceil(corners.max(0)/edge).astype(int)
     cells = np.stack(np.meshgrid(*[np.arange(i, j) for i, j in zip(low, high)], indexing='ij'), -1).reshape(-1, 1, 3)
     near = np.abs((cells*edge + edge/2 - corner)@turn.T - box/2) < box/2 + edge*3**.5/2  # blocks that may reach into the slab
-    p = ((block.positions + cells[near.all(-1)[:, 0]]*edge).reshape(-1, 3) - corner)@turn.T
-    return _slab(_without_close(p[((p >= 0) & (p < box)).all(1)], width, min_distance), 'C', width, thickness)
+    atoms = block.positions@turn.T
+    parts = [p[((p >= 0) & (p < box)).all(1)] for p in (atoms + (c*edge - corner)@turn.T for c in cells[near.all(-1)[:, 0]][:, 0])]
+    return _slab(_without_close(np.vstack(parts), width, min_distance), 'C', width, thickness)
 
 # %% ../nbs/03_supports.ipynb #c8b65515
 def pair_distribution(
@@ -220,9 +222,10 @@ def roughened(
     generator:np.random.Generator,
     correlation:float=20.,  # Å
 )->Atoms:
-    "The film under a random landscape on its upper side (small z, where particles lie): on average two standard deviations are lost. Raises `UserError` if little is left."
+    "The film below a landscape on the side of the particles; two standard deviations are lost on average. Raises `UserError` if little is left."
     width, _, thickness = film.cell.lengths()
-    if not 0 <= 4*height < thickness: raise UserError(f'a landscape of {height:g} Å leaves little of a film of {thickness:g} Å: choose less than a quarter')
+    if not 0 <= 4*height < thickness:
+        raise UserError(f'a landscape of {height:g} Å leaves little of a film of {thickness:g} Å: choose less than a quarter')
     h = height*_landscape(width, correlation, generator)
     i, j = (film.positions[:, :2]/width*len(h)).astype(int).T % len(h)
     return film[film.positions[:, 2] >= 2*height + h[j, i]]

@@ -3,12 +3,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial import cKDTree
-from scipy.stats import kstest
+from scipy.spatial import Delaunay, cKDTree
 
 from nanoshape.core import UserError, rng
 from nanoshape.orientations import random_rotation, rotated
-from nanoshape.structures import SHAPES, assemble, facets, lattice_constant, particle, polyhedron, projected_sizes
+from nanoshape.structures import (FORMATS, SHAPES, UNSEEN, assemble, carbon_nanotube, closed_shell, facet_down, facet_normals, facets, free_places,
+                                  lattice_constant, particle, polyhedron, projected_sizes, read_structure, volume_equivalent_diameter,
+                                  write_structure)
 from nanoshape.supports import amorphous
 
 shapes, sizes, seeds = st.sampled_from(SHAPES), st.floats(20, 80), st.integers(0, 2**31)
@@ -61,31 +62,6 @@ def test_sizes_are_continuous():
         assert len(counts) >= 5, s
 
 
-def test_orientations_are_haar():
-    """Any fixed direction turns into one with a uniform z; the angle about it is uniform too (Kolmogorov–Smirnov, fixed seed)."""
-    g = rng(0, 'haar')
-    m = np.stack([random_rotation(g) for _ in range(3000)])
-    assert np.allclose(np.linalg.det(m), 1)
-    for axis in range(3):
-        assert kstest(m[:, 2, axis], 'uniform', args=(-1, 2)).pvalue > .01
-    assert kstest(np.arctan2(m[:, 1, 0], m[:, 0, 0]), 'uniform', args=(-np.pi, 2*np.pi)).pvalue > .01
-    angle = np.arccos((np.trace(m, axis1=1, axis2=2) - 1)/2)  # its density is (1 − cos θ)/π
-    assert kstest(angle, lambda t: (t - np.sin(t))/np.pi).pvalue > .01
-
-
-@given(st.floats(15, 60), st.floats(0, 30), st.floats(1.4, 1.6), st.floats(1.8, 2.2), seeds)
-@settings(max_examples=20, deadline=None)
-def test_amorphous_film(width, thickness, distance, density, seed):
-    film = amorphous(width, thickness, rng(seed), density=density, min_distance=distance)
-    mass = film.get_masses().sum()/6.02214076e23*1e24
-    assert abs(mass - density*width**2*thickness) <= 12.1/.602214  # the nearest whole atom
-    p = film.positions
-    if len(p) > 1:
-        assert (p >= 0).all() and (p[:, :2] < width).all() and (p[:, 2] <= thickness).all()
-        box = (width, width, 1e4)  # periodic in x and y only
-        assert cKDTree(p, boxsize=box).query(p, 2)[0][:, 1].min() >= distance
-
-
 def test_particles_rest_on_the_film_where_they_are_put():
     parts = [rotated(particle('cube', s, rng(s)), random_rotation(rng(s))) for s in (30, 45)]
     scene = assemble(parts, 120, amorphous(120, 10, rng(0)), [(-30, 20), (25, -30)])
@@ -96,6 +72,134 @@ def test_particles_rest_on_the_film_where_they_are_put():
     assert (scene.positions >= 0).all() and (scene.positions <= scene.cell.lengths()).all()
 
 
+ENERGIES = {(1, 1, 1): 1., (1, 0, 0): 1.15}
+
+
+def built(shape, size, seed, **options):
+    return particle(shape, size, rng(seed), **({'surface_energies': ENERGIES} if shape == 'Wulff' else {}), **options)
+
+
+@pytest.mark.parametrize('shape', SHAPES + UNSEEN)
+@pytest.mark.parametrize('element', ['Au', 'Pt', 'Ni'])
+def test_every_model_is_a_close_packed_metal(shape, element):
+    """Nearest neighbours at a/√2 (5 % apart in five-fold particles), twelve of them inside, none inside a sphere of that size."""
+    a = lattice_constant(element)
+    p = built(shape, 50, 1, element=element)
+    assert set(p.symbols) == {element} and p.info['element'] == element
+    bond, strain = a/2**.5, .055 if shape == 'icosahedron' or 'decahedron' in shape else 1e-6
+    d = cKDTree(p.positions).query(p.positions, 2)[0][:, 1]
+    assert abs(d/bond - 1).max() < strain
+    inner = np.linalg.norm(p.positions, axis=1) < (4 if shape == 'tetrahedron' else 8)
+    assert inner.any() and (cKDTree(p.positions).query_ball_point(p.positions[inner], 1.2*bond, return_length=True) == 13).all()
+
+
+@pytest.mark.parametrize('shape', UNSEEN)
+def test_unseen_shapes_fill_their_sphere_and_no_more(shape):
+    for seed in range(5):
+        p = built(shape, 60, seed)
+        reach = np.linalg.norm(p.positions, axis=1).max()
+        assert 30 - (12 if shape == 'tetrahedron' else 4) < reach <= 30 + 1e-6  # hardly any lattice site falls into a sharp corner
+        assert len({len(built(shape, 60 + .1*k, k)) for k in range(10)}) > (1 if shape == 'tetrahedron' else 5)
+
+
+def test_facets_of_unseen_shapes():
+    """Tetrahedron: faces enclose 70.53°. Decahedra: 10 caps that are {111}, 5 sides {100}; notches parallel to the axis."""
+    n, _ = facets('tetrahedron')
+    assert len(n) == 4 and np.allclose((n@n.T)[np.triu_indices(4, 1)], np.cos(np.radians(180 - 70.5288)))
+    for shape, sides in (('Ino decahedron', 5), ('Marks decahedron', 15)):
+        n, _ = facets(shape)
+        caps = n[np.abs(n[:, 2]) > .1]
+        assert len(caps) == 10 and len(n) == 10 + sides and np.allclose(np.abs(caps[:, 2]), (2/3)**.5)
+        side = n[np.abs(n[:, 2]) < .1]
+        assert np.isclose(np.degrees(np.arccos(np.sort(side@side.T, 1)[:, -2].min())), 72 if sides == 5 else 36, atol=1e-3) or sides == 15
+    assert len(facets('Wulff', surface_energies={(1, 1, 1): 1.})[0]) == 8  # an octahedron
+
+
+def test_marks_is_notched_and_ino_is_not():
+    """Seen along the five-fold axis, Marks's outline is concave."""
+    def filled(shape):
+        p = built(shape, 70, 2).positions
+        xy = p[np.abs(p[:, 2] - np.median(p[:, 2])) < 3, :2]
+        grid = np.stack(np.meshgrid(*[np.linspace(-35, 35, 141)]*2), -1).reshape(-1, 2)
+        hull = Delaunay(xy).find_simplex(grid) >= 0
+        return (cKDTree(xy).query(grid[hull])[0] < 2.2).mean()
+    assert filled('Marks decahedron') < .99 and filled('Ino decahedron') > .999
+
+
+def test_truncation_runs_from_octahedron_to_cuboctahedron():
+    n = [len(particle('truncated octahedron', 60, rng(0), truncation=t)) for t in (.02, .2, 1/3, .45, .495)]
+    assert len(particle('octahedron', 60, rng(0))) <= n[0]*1.05 and n[0] < n[1] < n[2]
+    assert abs(n[4]/len(particle('cuboctahedron', 60, rng(0))) - 1) < .03
+    assert [len(facets('truncated octahedron', truncation=t)[0]) for t in (.1, .3, .4)] == [14]*3
+
+
+def test_counts_of_known_clusters():
+    for n, atoms in ((2, 13), (3, 55), (4, 147), (5, 309)):
+        assert len(closed_shell('icosahedron', n)) == len(closed_shell('cuboctahedron', n)) == atoms
+    assert [len(closed_shell('truncated octahedron', *n)) for n in ((4, 1), (7, 2))] == [38, 201]
+    assert [len(closed_shell('octahedron', n)) for n in (2, 3, 4)] == [6, 19, 44] and len(closed_shell('decahedron', 2, 2, 1)) == 75
+
+
+def test_equal_volume_is_measured_from_atoms():
+    """A 6 nm sphere of gold holds as many atoms as its volume says, whatever the lattice's place; so does one by its label."""
+    for seed in range(4):
+        assert abs(volume_equivalent_diameter(built('sphere', 60, seed)) - 60) < .3
+    cube = built('cube', 80, 0)
+    assert abs(volume_equivalent_diameter(cube)/((6/np.pi)**(1/3)*80/3**.5) - 1) < .03
+
+
+def test_facet_normals_turn_with_the_particle_and_it_lies_on_one():
+    p = particle('octahedron', 40, rng(0))
+    turned = rotated(p, random_rotation(rng(1)))
+    n = facet_normals(turned)
+    assert all((turned.positions@v).max() <= 40/2/3**.5 + 1e-6 for v in n)
+    below = [facet_down(turned, rng(k)) for k in range(4)]
+    for q in below:
+        assert np.isclose(facet_normals(q)[:, 2].max(), 1)
+        assert (q.positions[:, 2] > q.positions[:, 2].max() - .3).sum() > 30  # a whole layer touches the support
+
+
+@pytest.mark.parametrize('walls,radius', [(((10, 10),), 6.78), (((9, 0),), 3.52), (((6, 6), (11, 11)), 4.07)])
+def test_nanotubes(walls, radius):
+    t = carbon_nanotube(*walls)
+    assert abs(t.info['radii'][0] - radius) < .05
+    inside = np.abs(t.positions[:, 1]) < np.ptp(t.positions[:, 1])/2 - 3
+    d = cKDTree(t.positions)
+    assert (d.query_ball_point(t.positions[inside], 1.6, return_length=True) == 4).all() and 1.35 < d.query(t.positions, 2)[0][:, 1].min() < 1.45
+
+
+def test_free_places_leave_no_overlap_even_across_the_sides():
+    parts = [rotated(particle(SHAPES[i % 5], 30 + i, rng(i)), random_rotation(rng(i))) for i in range(15)]
+    scene = assemble(parts, 260, None, free_places(parts, 260, rng(1)))
+    owner = np.repeat(np.arange(15), [len(p) for p in parts])
+    close = cKDTree(scene.positions[:, :2], boxsize=260).query_pairs(4.9, output_type='ndarray')
+    assert (owner[close[:, 0]] == owner[close[:, 1]]).all()
+
+
+@pytest.mark.parametrize('suffix', list(FORMATS))
+def test_files_come_back(suffix, tmp_path):
+    scene = assemble(rotated(particle('cube', 20, rng(0)), random_rotation(rng(1))), 40)
+    back = read_structure(write_structure(tmp_path/f'a{suffix}', scene))
+    assert (back.numbers == scene.numbers).all() and np.allclose(back.positions, scene.positions, atol=1e-4) and np.allclose(back.cell, scene.cell,
+            atol=1e-4)
+    assert list(tmp_path.iterdir()) == [tmp_path/f'a{suffix}']
+
+
+@pytest.mark.parametrize('suffix', list(FORMATS))
+@pytest.mark.parametrize('damage', ['empty', 'cut', 'noise', 'nan'])
+def test_damaged_files_say_so(suffix, damage, tmp_path):
+    path = write_structure(tmp_path/f'a{suffix}', assemble(particle('cube', 12, rng(0)), 40))
+    data = path.read_bytes()
+    number = data.rfind(b'.')
+    path.write_bytes({'empty': b'', 'cut': data[:60], 'noise': rng(0).bytes(3000), 'nan': data[:number - 1] + b'nan' + data[number + 4:]}[damage])
+    try:
+        atoms = read_structure(path)
+    except UserError as e:
+        assert path.name in str(e) and '\n' not in str(e)
+    else:
+        assert damage == 'nan' and np.isfinite(atoms.positions).all()  # the number was not a coordinate
+
+
 def test_equal_seeds_equal_atoms():
     a, b, c = (particle('icosahedron', 40, rng(s)).positions for s in (1, 1, 2))
     assert np.array_equal(a, b) and not np.array_equal(a[:10], c[:10])
@@ -103,8 +207,14 @@ def test_equal_seeds_equal_atoms():
 
 @pytest.mark.parametrize('call', [
     lambda: particle('dodecahedron', 50, rng(0)), lambda: particle('cube', 1, rng(0)), lambda: particle('cube', 50, rng(0), 'Fe'),
-    lambda: lattice_constant('Xx'), lambda: amorphous(20, 10, rng(0), density=4.), lambda: assemble(particle('cube', 60, rng(0)), 30),
-    lambda: projected_sizes(particle('cube', 30, rng(0))[:2])])
+    lambda: lattice_constant('Xx'), lambda: assemble(particle('cube', 60, rng(0)), 30),
+    lambda: projected_sizes(particle('cube', 30, rng(0))[:2]), lambda: particle('Wulff', 50, rng(0)), lambda: particle('cube', 50, rng(0), a=0.1),
+    lambda: particle('Wulff', 50, rng(0), surface_energies={(0, 0, 0): 1.}), lambda: particle('Wulff', 50, rng(0), surface_energies={(1, 1, 1): -1.}),
+    lambda: particle('truncated octahedron', 50, rng(0), truncation=.7), lambda: closed_shell('icosahedron', -3), lambda: closed_shell('cube', 3),
+    lambda: carbon_nanotube((2, 5)), lambda: carbon_nanotube((10, 10),
+    (11, 11)), lambda: carbon_nanotube(), lambda: facet_down(particle('sphere', 30, rng(0)), rng(0)),
+    lambda: free_places([particle('cube', 60, rng(0))]*20, 150, rng(0)), lambda: read_structure('missing.cif'), lambda: read_structure('a.pdf'),
+    lambda: write_structure('a.cif', particle('cube', 20, rng(0))), lambda: assemble(particle('cube', 20, rng(0)), 60, amorphous(50, 5, rng(0)))])
 def test_impossible_requests_say_why(call):
     with pytest.raises(UserError, match=r'\w+ \w+ \w+'):
         call()
