@@ -249,9 +249,11 @@ def _poisson(image, scale, generator, out=None):  # counts for the rate image ×
     image = image.detach().expand(*scale.shape[:-2], *image.shape[-2:]).contiguous()
     if out is None or out.shape != image.shape or not out.is_contiguous(): out = torch.empty_like(image)
     seed, threads = int(torch.randint(2**62, (1,), generator=generator)), torch.get_num_threads()
-    edges = np.linspace(0, image.numel(), threads + 1).astype(int) if image.numel() > CHUNK else [0, image.numel()]
     work = lambda first, last: _count(image.view(-1).numpy(), scale.view(-1).numpy(), seed, first, last, out.view(-1).numpy())
-    with ThreadPoolExecutor(threads) as pool: list(pool.map(work, edges[:-1], edges[1:]))
+    edges = np.linspace(0, image.numel(), threads + 1).astype(int)
+    if image.numel() <= CHUNK: work(0, image.numel())
+    else:
+        with ThreadPoolExecutor(threads) as pool: list(pool.map(work, edges[:-1], edges[1:]))
     return out
 
 # %% ../nbs/08_microscope.ipynb #0e8a5f29
