@@ -35,7 +35,7 @@ FOCI = torch.linspace(-80, 80, 20)
 def particles(n, width_nm):
     """n particles of 4 to 8 nm on 1 to 3 nm of carbon (the demo's recipe; 0.4 of the width where the field is small)."""
     size = {'uniform': [.4*width_nm, .8*width_nm]}
-    r = make_recipe(name='benchmark', structures=n, size_nm=size, carbon_nm={'uniform': [1, 3]}, box_nm=width_nm, gpts=512, out_gpts=128)
+    r = make_recipe(name='benchmark', structures=n, size_nm=size, support_nm={'uniform': [1, 3]}, box_nm=width_nm, gpts=512, out_gpts=128)
     return [sample(r, i)[0] for i in range(n)]
 
 

@@ -274,15 +274,16 @@ def assemble(
     support:Atoms|None=None,  # a slab of the same width, from z = 0 up
     shifts:Sequence=((0., 0.),),  # Å, each particle's centre (x, y) from the box's centre
 )->Atoms:
-    "One periodic cell with the particles at their places and the support below them. Raises `UserError` if a particle does not fit."
+    """One periodic cell with the particles at their places and the support below them; `arrays['particle']` numbers the particles from 0,
+    the support is −1. Raises `UserError` if a particle does not fit."""
     particles = [particles] if isinstance(particles, Atoms) else list(particles)
     depth = 2*PAD + max(np.ptp(p.positions[:, 2]) for p in particles)
     out = Atoms(info=dict(particles[0].info) if len(particles) == 1 else {})
-    for p, shift in zip(particles, shifts, strict=True):
+    for k, (p, shift) in enumerate(zip(particles, shifts, strict=True)):
         lo, hi = p.positions.min(0), p.positions.max(0)
         if (hi - lo)[:2].max() > width:
             raise UserError(f'a particle {(hi - lo)[:2].max()/NM:.1f} nm wide does not fit a box of {width/NM:g} nm')
-        p = p.copy()
+        p = p.copy(); p.set_array('particle', np.full(len(p), k))
         p.positions += np.array([*(width/2 + np.asarray(shift) - (lo + hi)[:2]/2), depth - PAD - hi[2]])
         p.positions[:, :2] %= width
         out += p
@@ -290,6 +291,7 @@ def assemble(
         if abs(support.cell[0, 0] - width) > 1e-6:
             raise UserError(f'a support of {support.cell[0, 0]/NM:g} nm does not fill a box of {width/NM:g} nm')
         film = support.copy(); film.positions[:, 2] += depth - PAD + GAP
+        for name in set(out.arrays) - set(film.arrays): film.set_array(name, np.full(len(film), -1))
         out, depth = out + film, depth - PAD + GAP + support.cell[2, 2] + PAD
     out.set_cell((width, width, depth)); out.pbc = (True, True, False)
     return out

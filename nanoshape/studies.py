@@ -28,7 +28,7 @@ def _feret_range_nm(store, idx):
     return [round((v + atom)/NM, 3) for v in (f.min(), f.max())]
 
 def _calibrated(model, store, idx):  # logits and classes of frozen images
-    return logits(model, network_input(frozen_images(store, idx))), class_index(store.labels, store.recipe.shapes)[idx]
+    return logits(model, network_input(frozen_images(store, idx))), class_index(store.labels, store.recipe.classes)[idx]
 
 # %% ../nbs/17_studies.ipynb #e154f795
 def train_and_test(
@@ -61,10 +61,10 @@ def _finish(model, store, parts, out, params):  # calibrate, test, save
     probs = (scores/t).softmax(1).numpy()
     answered = probs.max(1) >= threshold
     right = probs.argmax(1) == y
-    metrics = dict(params=params, n_train=len(parts[0]), n_valid=len(parts[1]), **score(y, probs, store.recipe.shapes),
+    metrics = dict(params=params, n_train=len(parts[0]), n_valid=len(parts[1]), **score(y, probs, store.recipe.classes),
                    temperature=t, threshold=threshold, answered=float(answered.mean()),
                    accuracy_answered=float(right[answered].mean()) if answered.any() else None, **provenance())
-    save_model(out/'model.safetensors', model, params['arch'], store.recipe.shapes, store.sampling, store.recipe.out_gpts,
+    save_model(out/'model.safetensors', model, params['arch'], store.recipe.classes, store.sampling, store.recipe.out_gpts,
                temperature=t, threshold=threshold, feret_range_nm=_feret_range_nm(store, parts[0]), test=metrics,
                log=pd.read_csv(out/'log.csv').drop(columns='time').to_dict('list'), licence='GPL-3.0-or-later')
     write_json(out/'metrics.json', metrics)
@@ -79,7 +79,7 @@ def simulated_micrograph(
 )->tuple[Micrograph,list[str]]:  # the image in counts, and the shapes from upper left to lower right
     "Four particles of 5 to 7 nm on one film, imaged once."
     g = rng(seed, 'micrograph')
-    shapes = g.choice(recipe.shapes, 4, replace=len(recipe.shapes) < 4).tolist()
+    shapes = g.choice(recipe.classes, 4, replace=len(recipe.classes) < 4).tolist()
     parts = [rotated(particle(s, g.uniform(50, 70), g, recipe.element), random_rotation(g)) for s in shapes]
     shifts = [(x + g.uniform(-8, 8), y + g.uniform(-8, 8)) for y in (-width/4, width/4) for x in (-width/4, width/4)]
     scene = assemble(parts, width, amorphous(width, 15, g), shifts)

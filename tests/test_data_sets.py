@@ -19,12 +19,12 @@ from nanoshape.store import SHARD, Store, simulate
 
 
 @pytest.mark.parametrize('bad, names', [
-    (dict(sizes_nm=5), 'sizes_nm'), (dict(size_nm='big'), 'size_nm'), (dict(size_nm={'normal': [4, 8]}), 'normal'),
+    (dict(sizes_nm=5), 'sizes_nm'), (dict(size_nm='big'), 'size_nm'), (dict(size_nm={'gauss': [4, 8]}), 'gauss'),
     (dict(size_nm={'uniform': [8, 4]}), 'size_nm'),
     (dict(size_nm=12), 'box_nm'), (dict(size_nm=.1), 'size_nm'), (dict(dose={'loguniform': [0, 5]}), 'dose'), (dict(dose=-1), 'dose'),
     (dict(gpts=64), 'gpts'), (dict(gpts=2.5), 'gpts'), (dict(structures=0), 'structures'), (dict(structures=True), 'structures'),
-    (dict(shapes=['ball']), 'ball'),
-    (dict(shapes=[]), 'shapes'), (dict(element='Fe'), 'Fe'), (dict(out_gpts=512), 'out_gpts'), (dict(defocus_nm=float('nan')), 'defocus_nm')])
+    (dict(classes=['ball']), 'ball'),
+    (dict(classes=[]), 'classes'), (dict(element='Fe'), 'Fe'), (dict(out_gpts=512), 'out_gpts'), (dict(defocus_nm=float('nan')), 'defocus_nm')])
 def test_a_bad_recipe_is_refused_by_name(bad, names):
     with pytest.raises(UserError, match=names):
         make_recipe(name='x', **bad)
@@ -118,7 +118,7 @@ def test_each_epoch_of_the_loader_is_fresh(tiny_store):
     assert not torch.equal(one, two)
     assert torch.equal(torch.cat([x for x, _ in dls.valid]), torch.cat([x for x, _ in dls.valid]))
     y = torch.cat([y for _, y in dls.valid])
-    assert [dls.vocab[i] for i in y] == tiny_store.labels['shape'][20:40].tolist()
+    assert [dls.vocab[i] for i in y] == tiny_store.labels['class'][20:40].tolist()
 
 
 def test_no_structure_is_on_two_sides():

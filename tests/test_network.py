@@ -87,7 +87,7 @@ def test_a_run_is_repeatable_and_kept(tiny, run, tmp_path):
 
 def test_the_card_says_what_the_network_is_for(run, tiny):
     card = read_json(run[0]/'model.json')
-    assert card['classes'] == list(tiny.shapes) and card['sampling'] == tiny.sampling and card['gpts'] == tiny.out_gpts
+    assert card['classes'] == list(tiny.classes) and card['sampling'] == tiny.sampling and card['gpts'] == tiny.out_gpts
     lo, hi = card['feret_range_nm']
     assert 1.5 < lo < hi < 3.2, 'particles of 2 to 2.8 nm, an atom wider'
     assert card['test']['n'] == run[1]['n'] and len(card['log']['epoch']) == 2
