@@ -13,6 +13,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 from torch import nn
 from torch.nn import functional as F
+from .data import dihedral
 
 # %% ../nbs/14_evaluate.ipynb #033cae28
 @torch.no_grad()
@@ -20,11 +21,13 @@ def logits(
     model:nn.Module,
     inputs:torch.Tensor,  # network inputs (n, 1, y, x)
     batch:int=64,
+    symmetries:int=1,  # 8: averaged over the rotations and reflections of the square (test-time augmentation)
 )->torch.Tensor:  # (n, classes), float32, on the CPU
     "The network's raw scores, in evaluation mode and float32."
     model.eval()
     device = next(model.parameters()).device
-    return torch.cat([model(x.to(device)).float().cpu() for x in inputs.split(batch)])
+    turns = lambda x: sum(model(dihedral(x, k)) for k in range(symmetries))/symmetries
+    return torch.cat([turns(x.to(device)).float().cpu() for x in inputs.split(batch)])
 
 # %% ../nbs/14_evaluate.ipynb #f15d6541
 def wilson(

@@ -2,6 +2,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -124,3 +125,67 @@ def test_a_simulated_micrograph_shows_its_particles(tiny):
     assert len(shapes) == 4 and m.field == (240, 240)
     assert np.array_equal(simulated_micrograph(r, 1)[0].image, m.image)
     assert segment(m).max() <= 6
+
+
+def loaders(store):
+    from nanoshape.data import dataloaders
+    return dataloaders(store, range(30), range(30, 40), bs=10, device=torch.device('cpu'))
+
+
+def test_a_killed_training_goes_on_behind_its_last_epoch(tiny_store, tmp_path, monkeypatch):
+    from nanoshape.train import Checkpoint, train
+    save, log, point = Checkpoint._save, tmp_path/'log.csv', tmp_path/'state.pt'
+
+    def killed(self):
+        save(self)
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, '_save', killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(loaders(tiny_store), 'cnn4', 4, log=log, bf16=False, checkpoint=point)
+    first = pd.read_csv(log)
+    assert first.epoch.tolist() == [0, 1] and point.is_file()
+    train(loaders(tiny_store), 'cnn4', 4, log=log, bf16=False, checkpoint=point)
+    whole = pd.read_csv(log)
+    assert whole.epoch.tolist() == [0, 1, 2, 3] and whole.train_loss[:2].tolist() == first.train_loss.tolist() and not point.exists()
+    assert whole.train_loss.notna().all() and [p.name for p in tmp_path.iterdir()] == ['log.csv']
+
+
+@pytest.mark.parametrize('content', [b'', b'not a checkpoint', b'\x80\x04cos\nsystem\n.'])
+def test_a_damaged_checkpoint_is_refused(content, tiny_store, tmp_path):
+    from nanoshape.train import train
+    (tmp_path/'state.pt').write_bytes(content)
+    with pytest.raises(UserError, match='checkpoint'):
+        train(loaders(tiny_store), 'cnn4', 2, bf16=False, checkpoint=tmp_path/'state.pt')
+
+
+def test_a_checkpoint_of_another_network_is_refused(tiny_store, tmp_path):
+    from nanoshape.train import train
+    torch.save(dict(epoch=1, rows=[], model={'x': torch.zeros(1)}, opt={}, average=None, steps=0), tmp_path/'state.pt')
+    with pytest.raises(UserError, match='another network'):
+        train(loaders(tiny_store), 'cnn4', 2, bf16=False, checkpoint=tmp_path/'state.pt')
+
+
+def test_the_average_is_what_is_kept(tiny_store):
+    from nanoshape.train import train
+    learn = train(loaders(tiny_store), 'cnn4', 2, bf16=False)
+    state = learn.model.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in learn.average.state.items())
+
+
+@pytest.mark.parametrize('arch', ['resnet18', 'outline', 'cnn4'])
+def test_every_network_takes_one_channel_and_keeps_in_a_file(arch, tmp_path):
+    net = build(arch, 3).eval()
+    save_model(tmp_path/'m.safetensors', net, arch, 'abc', .78, 64)
+    again, card = load_model(tmp_path/'m.safetensors')
+    x = torch.randn(2, 1, 64, 64)
+    assert torch.equal(net(x), again(x)) and card['arch'] == arch
+
+
+def test_symmetries_average_over_the_square():
+    from nanoshape.data import dihedral
+    from nanoshape.evaluate import logits
+    net, x = build('cnn4', 3), torch.randn(3, 1, 32, 32)
+    assert torch.allclose(logits(net, x, symmetries=8), logits(net, dihedral(x, 3), symmetries=8), atol=1e-5)
+    assert not torch.allclose(logits(net, x), logits(net, dihedral(x, 3)), atol=1e-5)
