@@ -94,7 +94,9 @@ class Checkpoint(Callback):
         if self.path: self._save()
     def _save(self):
         average = self.learn.average if hasattr(self.learn, 'average') else None
-        state = dict(epoch=self.epoch + 1, rows=self.rows, model=self.model.state_dict(), opt=self.opt.state_dict(),
+        opt = self.opt.state_dict()
+        opt['hypers'] = [{k: float(v) for k, v in h.items()} for h in opt['hypers']]  # plain numbers, which load without unpickling code
+        state = dict(epoch=self.epoch + 1, rows=self.rows, model=self.model.state_dict(), opt=opt,
                      average=average and average.state, steps=average and average.steps)
         with whole_file(self.path) as part: torch.save(state, part)
 
