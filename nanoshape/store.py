@@ -18,9 +18,8 @@ import numpy as np
 import pandas as pd
 import torch, zarr
 from tqdm.auto import tqdm
-from .core import NM, UserError, provenance, read_json, whole_file, write_json
-from .multislice import exit_waves
-from .recipes import Recipe, fingerprint, make_recipe, sample
+from .core import UserError, provenance, read_json, whole_file, write_json
+from .recipes import MAPS, Recipe, fingerprint, make_recipe, waves_of
 
 # %% ../nbs/10_store.ipynb #e4de5a63
 SHARD = 16  # samples per shard, at 128 px 2 MB
@@ -38,9 +37,9 @@ def _shard_table(out, shard): return Path(out)/'labels'/f'{shard:06d}.csv'
 # %% ../nbs/10_store.ipynb #533908df
 def _write_shard(recipe, out, shard):  # runs in a worker: simulate one shard, waves first, labels last
     idx = range(shard*SHARD, min((shard + 1)*SHARD, len(recipe)))
-    atoms, labels = zip(*(sample(recipe, i) for i in idx))
-    with one_thread(): waves = exit_waves(atoms, recipe.gpts, recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=recipe.out_gpts)
+    with one_thread(): waves, labels, maps = waves_of(recipe, idx)
     zarr.open_array(Path(out)/'waves', mode='r+')[idx.start:idx.stop] = waves.numpy()
+    if maps is not None: zarr.open_array(Path(out)/'maps', mode='r+')[idx.start:idx.stop] = maps
     with whole_file(_shard_table(out, shard)) as tmp: pd.DataFrame(labels).to_csv(tmp, index=False)
     return len(idx)
 
@@ -55,6 +54,7 @@ def _open_for_writing(recipe, out):
     (out/'labels').mkdir(parents=True, exist_ok=True)
     n, px = len(recipe), recipe.out_gpts
     zarr.create_array(out/'waves', shape=(n, px, px), chunks=(SHARD, px, px), dtype='complex64', compressors=None)  # noise does not compress
+    if recipe.kind in MAPS: zarr.create_array(out/'maps', shape=(n, px, px), chunks=(SHARD, px, px), dtype=MAPS[recipe.kind])
     write_json(meta, dict(fingerprint=fingerprint(recipe), recipe=asdict(recipe), sampling=recipe.sampling, made_with=provenance()))
 
 # %% ../nbs/10_store.ipynb #ce35ff6f
@@ -106,3 +106,10 @@ class Store:
     )->torch.Tensor:
         "Exit waves, complex64 (n, y, x)."
         return torch.from_numpy(np.asarray(self._waves.oindex[np.asarray(idx, dtype=int)]))
+
+    def maps(self,
+        idx,  # sample numbers
+    )->np.ndarray:
+        "Truth maps (n, y, x). Raises `UserError` for kinds of samples that have none."
+        if self.recipe.kind not in MAPS: raise UserError(f'{self.recipe.kind} have no truth maps; {" and ".join(MAPS)} have')
+        return np.asarray(zarr.open_array(self.path/'maps', mode='r').oindex[np.asarray(idx, dtype=int)])

@@ -144,3 +144,30 @@ def test_pids_in_temporary_names_keep_two_writers_apart(tmp_path):
         assert str(os.getpid()) in t.name
         t.write_text('x')
     assert [p.name for p in tmp_path.iterdir()] == ['a.csv']
+
+
+@pytest.mark.parametrize('kind', ['columns', 'field', 'patterns', 'grains'])
+def test_every_kind_goes_into_a_store_and_comes_back(kind, tiny, tmp_path):
+    from dataclasses import replace
+    from nanoshape.recipes import KINDS, waves_of
+    classes = KINDS[kind][:3]
+    r = replace(tiny, kind=kind, classes=classes, structures=18, particles=1., size_nm=2., support_nm=.5)
+    store = simulate(r, tmp_path/'s', workers=0)
+    waves, labels, maps = waves_of(r, [17])
+    assert torch.allclose(store.waves([17]), waves, atol=1e-6) and store.labels['class'].iloc[17] == labels[0]['class']
+    if maps is None:
+        with pytest.raises(UserError, match='no truth maps'):
+            store.maps([17])
+    else:
+        assert np.array_equal(store.maps([17]), maps) and maps.max() > 0
+
+
+def test_the_command_line_makes_a_store_its_card_and_images(tmp_path, capsys):
+    from nanoshape.cli import main
+    recipe, store = str(ROOT/'data/recipes/tiny.yaml'), str(tmp_path/'s')
+    assert main(['simulate', recipe, store, '--structures', '5', '--workers', '1']) == 0 and (tmp_path/'s/card.html').is_file()
+    assert main(['simulate', recipe, store, '--structures', '5', '--workers', '1']) == 0  # nothing left to do
+    assert main(['images', store, str(tmp_path/'i'), '--first', '3']) == 0
+    assert len(list((tmp_path/'i').glob('*.png'))) == 3 and 'table.csv' in capsys.readouterr().out
+    assert main(['simulate', recipe, store, '--structures', '6']) == 2 and 'another recipe' in capsys.readouterr().err
+    assert main(['images', str(tmp_path/'none'), str(tmp_path/'j')]) == 2 and not (tmp_path/'j').exists()
