@@ -78,6 +78,10 @@ class Average(Callback):
     def after_fit(self):
         if self.state is not None: self.model.load_state_dict(self.state)
 
+# %% ../nbs/13_train.ipynb #146f0478
+def _plain(state):  # an optimiser's state in plain numbers, which load without unpickling code
+    return dict(state, hypers=[{k: float(v) for k, v in h.items()} for h in state['hypers']])
+
 # %% ../nbs/13_train.ipynb #a09771f9
 class Checkpoint(Callback):
     "Log each epoch; keep weights, averages and optimiser in a file. `start` is the first epoch that is left to do."
@@ -94,9 +98,7 @@ class Checkpoint(Callback):
         if self.path: self._save()
     def _save(self):
         average = self.learn.average if hasattr(self.learn, 'average') else None
-        opt = self.opt.state_dict()
-        opt['hypers'] = [{k: float(v) for k, v in h.items()} for h in opt['hypers']]  # plain numbers, which load without unpickling code
-        state = dict(epoch=self.epoch + 1, rows=self.rows, model=self.model.state_dict(), opt=opt,
+        state = dict(epoch=self.epoch + 1, rows=self.rows, model=self.model.state_dict(), opt=_plain(self.opt.state_dict()),
                      average=average and average.state, steps=average and average.steps)
         with whole_file(self.path) as part: torch.save(state, part)
 

@@ -1,9 +1,4 @@
-"""Recipes, store, splits, frozen and fresh images."""
-import os
-import signal
-import subprocess
-import sys
-import time
+"""Recipes, splits, frozen and fresh images."""
 from dataclasses import asdict
 
 import numpy as np
@@ -15,7 +10,6 @@ from conftest import ROOT
 from nanoshape.core import UserError
 from nanoshape.data import dataloaders, fresh_images, frozen_images, network_input, split_by_structure
 from nanoshape.recipes import conditions, load_recipe, make_recipe, sample
-from nanoshape.store import SHARD, Store, simulate
 
 
 @pytest.mark.parametrize('bad, names', [
@@ -48,55 +42,6 @@ def test_views_share_the_particle_and_nothing_else(tiny):
     (a, la), (b, lb), (c, lc) = (sample(r, i) for i in (0, 1, 3))
     assert la['structure'] == lb['structure'] == 0 and lc['structure'] == 1
     assert la['size'] == lb['size'] and la['n_atoms'] == lb['n_atoms'] and la['feret_max'] != lb['feret_max']
-
-
-def digest(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file() and p.name != 'store.json'}
-
-
-def test_workers_do_not_change_a_byte(tiny, tiny_store, tmp_path):
-    simulate(tiny, tmp_path/'two', workers=2)
-    assert digest(tmp_path/'two') == digest(tiny_store.path)
-
-
-def test_a_wave_does_not_depend_on_its_shard(tiny, tiny_store):
-    from nanoshape.multislice import exit_waves
-    from nanoshape.store import one_thread
-    threads = torch.get_num_threads()
-    with one_thread():
-        alone = exit_waves(sample(tiny, 21)[0], tiny.gpts, out_gpts=tiny.out_gpts)
-    assert torch.get_num_threads() == threads
-    assert torch.equal(alone, tiny_store.waves([21])[0])
-
-
-def test_killed_and_started_again_is_the_same_to_the_byte(tiny, tiny_store, tmp_path):
-    code = ('from nanoshape.recipes import load_recipe; from nanoshape.store import simulate\n'
-            f'simulate(load_recipe({str(ROOT/"data/recipes/tiny.yaml")!r}), {str(tmp_path/"s")!r}, workers=0)')
-    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stderr=subprocess.DEVNULL, cwd=ROOT)
-    while p.poll() is None and not list(tmp_path.glob('s/labels/0*.csv')):
-        time.sleep(.02)
-    p.send_signal(signal.SIGKILL)
-    p.wait()
-    done = len(list(tmp_path.glob('s/labels/0*.csv')))
-    assert 0 < done <= -(-len(tiny)//SHARD)
-    if done < -(-len(tiny)//SHARD):
-        with pytest.raises(UserError, match='unfinished'):
-            Store(tmp_path/'s')
-    simulate(tiny, tmp_path/'s', workers=0)
-    leftovers = [q for q in (tmp_path/'s').rglob('*.tmp*')]
-    got = {k: v for k, v in digest(tmp_path/'s').items() if tmp_path/'s'/k not in leftovers}
-    assert got == digest(tiny_store.path)
-
-
-def test_two_recipes_do_not_mix(tiny, tiny_store, tmp_path):
-    with pytest.raises(UserError, match='another recipe'):
-        simulate(load_recipe(ROOT/'data/recipes/tiny.yaml', seed=2), tiny_store.path, workers=0)
-    (tmp_path/'notes.txt').write_text('mine')
-    with pytest.raises(UserError, match='not a store'):
-        simulate(tiny, tmp_path, workers=0)
-    assert (tmp_path/'notes.txt').read_text() == 'mine'
-    with pytest.raises(UserError, match='not a store'):
-        Store(tmp_path)
 
 
 def test_frozen_images_do_not_depend_on_the_batch(tiny_store):
@@ -136,30 +81,6 @@ def test_network_input_ignores_scale_and_survives_a_constant_image():
     x = torch.rand(3, 32, 32)
     assert torch.allclose(network_input(x), network_input(7 + 300*x), atol=1e-3)
     assert torch.isfinite(network_input(torch.ones(1, 8, 8))).all()
-
-
-def test_pids_in_temporary_names_keep_two_writers_apart(tmp_path):
-    from nanoshape.core import whole_file
-    with whole_file(tmp_path/'a.csv') as t:
-        assert str(os.getpid()) in t.name
-        t.write_text('x')
-    assert [p.name for p in tmp_path.iterdir()] == ['a.csv']
-
-
-@pytest.mark.parametrize('kind', ['columns', 'field', 'patterns', 'grains'])
-def test_every_kind_goes_into_a_store_and_comes_back(kind, tiny, tmp_path):
-    from dataclasses import replace
-    from nanoshape.recipes import KINDS, waves_of
-    classes = KINDS[kind][:3]
-    r = replace(tiny, kind=kind, classes=classes, structures=18, particles=1., size_nm=2., support_nm=.5)
-    store = simulate(r, tmp_path/'s', workers=0)
-    waves, labels, maps = waves_of(r, [17])
-    assert torch.allclose(store.waves([17]), waves, atol=1e-6) and store.labels['class'].iloc[17] == labels[0]['class']
-    if maps is None:
-        with pytest.raises(UserError, match='no truth maps'):
-            store.maps([17])
-    else:
-        assert np.array_equal(store.maps([17]), maps) and maps.max() > 0
 
 
 def test_the_command_line_makes_a_store_its_card_and_images(tmp_path, capsys):

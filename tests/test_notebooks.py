@@ -126,7 +126,10 @@ def test_experiment_runs_through_papermill(path, tmp_path):
     start = time.time()
     metrics = run_notebook(path, tmp_path/'run', seed=1)
     assert metrics['params']['seed'] == 1, 'the parameters cell was not replaced'
-    assert metrics['n'] > 0 and 0 <= metrics['accuracy_low'] <= metrics['accuracy'] <= metrics['accuracy_high'] <= 1
+    if path.stem == 'carbon_network':
+        assert 1 < metrics['mean_neighbours'] < 5
+    else:
+        assert metrics['n'] > 0 and 0 <= metrics['accuracy_low'] <= metrics['accuracy'] <= metrics['accuracy_high'] <= 1
     assert time.time() - start < 60, 'the defaults of an experiment are meant to run in under 20 s on a quiet machine'
 
 
