@@ -28,7 +28,7 @@ from .recipes import MAPS, Recipe, fingerprint, make_recipe, waves_of
 
 # %% ../nbs/10_store.ipynb #3c5c4001
 SHARD = 16  # samples per shard, at 128 px 2 MB
-FORMAT = 1  # of the folder
+FORMAT = 2  # of the folder
 
 def _arrays(recipe):  # name → dtype of what is stored per pixel
     types = {'waves': 'complex64'} | ({'maps': MAPS[recipe.kind]} if recipe.kind in MAPS else {})
@@ -109,13 +109,15 @@ def _bad_headers(meta, out):  # arrays whose zarr.json is damaged or missing
     return [k for k, v in meta['headers'].items() if not (f := out/k/'zarr.json').is_file() or _sum(f) != v]
 
 # %% ../nbs/10_store.ipynb #1f381cb4
+def _check(meta):  # of everything else in store.json
+    return hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != 'check'}, sort_keys=True).encode()).hexdigest()
+
 def _read_meta(out):
     if not (Path(out)/'store.json').is_file(): raise UserError(f'{out} is not a store of exit waves: make one with `nanoshape simulate`')
     meta = read_json(Path(out)/'store.json')
     if not isinstance(meta, dict) or meta.get('format') != FORMAT:
         raise UserError(f'{out} was written by another version of nanoshape: delete it, or choose another folder')
-    digest = hashlib.sha256(json.dumps(meta.get('recipe'), sort_keys=True).encode()).hexdigest()[:12]  # as `fingerprint`, also of an older recipe
-    if meta.get('fingerprint') != digest or not {'headers', 'made_with', 'sampling'} <= set(meta):
+    if meta.get('check') != _check(meta):
         raise UserError(f'{Path(out)/"store.json"} is damaged: restore it from a copy, or delete the folder')
     return meta
 
@@ -223,7 +225,7 @@ def _prepare(recipe, out, meta):  # everything but the shards; `meta` is None fo
     if meta is None:
         meta = dict(format=FORMAT, fingerprint=fingerprint(recipe), recipe=asdict(recipe), sampling=recipe.sampling,
                     made_with=provenance() | _engine(), headers={k: hashlib.sha256(v).hexdigest() for k, v in headers.items()})
-        write_json(out/'store.json', meta)
+        write_json(out/'store.json', meta | {'check': _check(meta)})
     for k in (*headers, 'labels', 'shards'): (out/k).mkdir(exist_ok=True)
     for k in _bad_headers(meta, out): _write(out/k/'zarr.json', headers[k])
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from threading import Thread
@@ -23,7 +24,7 @@ from conftest import ROOT
 from nanoshape.cli import main
 from nanoshape.core import UserError, read_json, whole_file, write_json
 from nanoshape.recipes import KINDS, load_recipe, sample, waves_of
-from nanoshape.store import SHARD, Store, one_thread, simulate, verify
+from nanoshape.store import SHARD, Store, _check, one_thread, simulate, verify
 
 TINY = str(ROOT/'data/recipes/tiny.yaml')
 
@@ -193,10 +194,12 @@ def test_a_truncated_store_says_so_when_read(copy):
         Store(copy)
 
 
-@pytest.mark.parametrize('harm', [flip, cut])
+@pytest.mark.parametrize('harm', [lambda text: text.replace('"seed": 1', '"seed": 3'), lambda text: text.replace('"sampling": 0', '"sampling": 1'),
+                                  lambda text: text.replace('"commit": "', '"commit": "0'), lambda text: text[:300]])
 def test_a_damaged_description_is_a_clear_refusal(tiny, copy, harm):
     text = (copy/'store.json').read_text()
-    (copy/'store.json').write_text(text.replace('"seed": 1', '"seed": 3') if harm is flip else text[:300])
+    assert harm(text) != text
+    (copy/'store.json').write_text(harm(text))
     before = times(copy)
     for f in (verify, Store, lambda p: simulate(tiny, p)):
         with pytest.raises(UserError, match=r'store\.json'):
@@ -236,7 +239,7 @@ def test_two_recipes_do_not_mix(tiny, tiny_store, tmp_path):
 def test_an_unfinished_store_of_other_versions_is_not_continued(tiny, copy, key):
     meta = read_json(copy/'store.json')
     meta['made_with'] |= {key: '0.0', 'commit': 'abc'}
-    write_json(copy/'store.json', meta)
+    write_json(copy/'store.json', meta | {'check': _check(meta)})
     simulate(tiny, copy, workers=0)  # nothing is missing
     (copy/'shards/000001.json').unlink()
     before = times(copy)
@@ -288,9 +291,13 @@ def test_a_full_disk_stops_with_one_sentence_and_loses_nothing(tiny, tiny_store,
     assert all(after[k] == kept[k] for k in ('waves/c.0.0.0', 'labels/000000.csv', 'shards/000000.json'))
 
 
+def _no_room(_): raise OSError(errno.ENOSPC, 'x', 'file')
+
+
 def test_errors_of_the_disk_keep_their_number_on_the_way_from_a_worker():
-    import pickle
-    assert pickle.loads(pickle.dumps(OSError(errno.ENOSPC, 'x', 'file'))).errno == errno.ENOSPC  # noqa: S301
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool, pytest.raises(OSError) as e:
+        pool.submit(_no_room, 0).result()
+    assert (e.value.errno, e.value.filename) == (errno.ENOSPC, 'file')
 
 
 def test_a_store_that_cannot_fit_is_not_begun(tmp_path, monkeypatch, capsys):
