@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TILE', 'TILE_PIXEL_NM', 'TILE_NOTE', 'SIMULATED_NOTE', 'runs_folder', 'default_model', 'analyse', 'demo', 'simulate',
-           'save_images', 'verify', 'export', 'parser', 'main']
+           'save_images', 'verify', 'sweep', 'export', 'parser', 'main']
 
 # %% ../nbs/19_cli.ipynb #314bc01b
 import argparse, errno, sys, time, warnings
@@ -118,6 +118,15 @@ def verify(a):
     if lines: print(f'nanoshape: {a.store} is damaged or unfinished; `nanoshape simulate` with its recipe repairs it', file=sys.stderr)
     return 1 if lines else 0
 
+def sweep(a):
+    "The command `sweep`: experiment notebook and grid in, one table out; status 1 if a run failed."
+    from nanoshape.sweep import sweep
+    table, failed = sweep(a.file, a.profile, a.out, a.table, a.workers, a.scheduler)
+    print(f'{table["run"].nunique() if len(table) else 0} runs, {len(table)} rows')
+    if failed: print(f'nanoshape: {len(failed)} runs failed ({", ".join(failed)}); failure.txt in their folders says why, '
+                     'the same command tries them again', file=sys.stderr)
+    return 1 if failed else 0
+
 def export(a):
     "The command `export`: store in, one file of plain arrays out."
     from nanoshape.store import Store, export
@@ -173,6 +182,16 @@ def _data_commands(sub):
     i.add_argument('--first', type=_count, metavar='N', help='only the first N samples')
     i.set_defaults(run=save_images)
     _store_commands(sub)
+
+    w = sub.add_parser('sweep', help='run an experiment notebook over a grid of parameters',
+                       description='Runs what is missing of a sweep, then collects all runs into one table; exit status 1 if a run failed.')
+    w.add_argument('file', help='a YAML file, such as data/sweeps/resolution.yaml')
+    w.add_argument('--profile', default='laptop', help='which grids of the file (default: laptop)')
+    w.add_argument('--out', metavar='FOLDER', help='where the runs go (default: a folder under runs/)')
+    w.add_argument('--table', metavar='FILE', help='the CSV file that collects them (default: in data/results/)')
+    w.add_argument('--workers', type=_count, default=1, metavar='N', help='runs at a time (default: 1, which has the whole machine)')
+    w.add_argument('--scheduler', metavar='tcp://…', help='a Dask scheduler whose workers do it instead')
+    w.set_defaults(run=sweep)
 
 def _store_commands(sub):
     v = sub.add_parser('verify', help='check the checksums of a store',

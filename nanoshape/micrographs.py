@@ -260,7 +260,8 @@ def classify(
     check_field(m, card['gpts']*card['sampling'])
     t = measure_particles(m, labels)
     fields = particle_fields(m, labels, t, card['sampling'], card['gpts'])
-    probs = (logits(model, network_input(fields))/card['temperature']).softmax(1).numpy() if len(t) else np.empty((0, len(card['classes'])))
+    scores = logits(model, network_input(fields), symmetries=card.get('symmetries', 1)) if len(t) else torch.empty(0, len(card['classes']))
+    probs = (scores/card['temperature']).softmax(1).numpy()
     t[probability_columns(card['classes'])] = probs
     t['confidence'] = probs.max(1, initial=0)
     lo, hi = card['feret_range_nm']

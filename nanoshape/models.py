@@ -50,11 +50,13 @@ def resnet(
 
 # %% ../nbs/12_models.ipynb #9ffc3263
 class Channels(nn.Module):
-    "(n, 1, y, x) → (n, 3, y/2, x/2): smoothed image, local standard deviation of the rest, image; each of unit variance."
+    "(n, 1, y, x) → (n, 3 or 6, y/2, x/2): smoothed image, local standard deviation of the rest, image; each of unit variance."
     def __init__(self,
         sigma:float=2.5,  # pixels, of the smoothing
+        pixels:bool=False,  # the image in four channels with all its pixels, not in one of averages
     ):
         super().__init__()
+        self.pixels = pixels
         r = int(3*sigma)
         w = torch.exp(-torch.arange(-r, r + 1)**2/(2*sigma**2))
         self.register_buffer('kernel', (w/w.sum())[None, None, None], persistent=False)
@@ -65,7 +67,7 @@ class Channels(nn.Module):
     def forward(self, x):
         low = self.smooth(x)
         fringes = self.smooth((x - low)**2).clamp(min=1e-6).sqrt()
-        out = F.avg_pool2d(torch.cat([low, fringes, x], 1), 2)
+        out = torch.cat([F.avg_pool2d(torch.cat([low, fringes], 1), 2), F.pixel_unshuffle(x, 2) if self.pixels else F.avg_pool2d(x, 2)], 1)
         std, mean = torch.std_mean(out, (-2, -1), keepdim=True)
         return (out - mean)/std.clamp(min=1e-6)
 
@@ -73,13 +75,15 @@ class Channels(nn.Module):
 def outline_net(
     n_classes:int=5,
     widen:float=.5,  # 1: the channel numbers of ResNet-18
+    pixels:bool=False,  # as in `Channels`
 )->nn.Module:  # (n, 1, y, x) → (n, n_classes)
     "`Channels`, then fastai's XResNet-18 of half the width."
-    return nn.Sequential(Channels(), XResNet(ResBlock, 1, [2, 2, 2, 2], c_in=3, n_out=n_classes, widen=widen, stem_szs=(32, 32, 64)))
+    net = XResNet(ResBlock, 1, [2, 2, 2, 2], c_in=6 if pixels else 3, n_out=n_classes, widen=widen, stem_szs=(32, 32, 64))
+    return nn.Sequential(Channels(pixels=pixels), net)
 
 # %% ../nbs/12_models.ipynb #c2601677
 ARCHITECTURES = {**{f'cnn{b}': partial(cnn, b) for b in (4, 5, 6)}, **{f'resnet{d}': partial(resnet, d) for d in (18, 34, 101)},
-                 'outline': outline_net}
+                 'outline': outline_net, 'fringes': partial(outline_net, pixels=True)}
 
 def build(
     name:str,  # a key of `ARCHITECTURES`

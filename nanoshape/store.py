@@ -9,6 +9,7 @@ __all__ = ['SHARD', 'FORMAT', 'NPZ_LIMIT', 'EXPORTS', 'one_thread', 'verify', 's
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
@@ -24,7 +25,8 @@ import torch, zarr
 from tqdm.auto import tqdm
 import nanoshape
 from .core import UserError, provenance, read_json, whole_file, write_json
-from .recipes import MAPS, Recipe, fingerprint, make_recipe, waves_of
+from .multislice import fourier_crop
+from .recipes import IMAGING, MAPS, Recipe, fingerprint, make_recipe, waves_of
 
 # %% ../nbs/10_store.ipynb #3c5c4001
 SHARD = 16  # samples per shard, at 128 px 2 MB
@@ -266,7 +268,7 @@ class Store:
     ):
         self.path, meta = Path(path), _read_meta(path)
         self.recipe = make_recipe(**meta['recipe'])
-        self.sampling, self.made_with = meta['sampling'], meta['made_with']
+        self.sampling, self.made_with, self.gpts = meta['sampling'], meta['made_with'], self.recipe.out_gpts  # as stored
         missing = sum(not _record_file(path, s).is_file() for s in _shards(self.recipe))
         if missing: raise UserError(f'{path} is unfinished ({missing} shards missing): simulate the recipe into it again to go on')
         self.labels = self._labels()
@@ -286,7 +288,8 @@ class Store:
         idx,  # sample numbers
     )->torch.Tensor:
         "Exit waves, complex64 (n, y, x)."
-        return torch.from_numpy(_rows(self, 'waves', idx))
+        waves = torch.from_numpy(_rows(self, 'waves', idx))
+        return waves if self.recipe.out_gpts == self.gpts else fourier_crop(waves, self.recipe.out_gpts)
 
     def maps(self,
         idx,  # sample numbers
@@ -295,9 +298,22 @@ class Store:
         if self.recipe.kind not in MAPS: raise UserError(f'{self.recipe.kind} have no truth maps; {" and ".join(MAPS)} have')
         return _rows(self, 'maps', idx)
 
+    def imaged(self,
+        **changes,  # of the recipe: the microscope's keys (`IMAGING`), `name`, or a smaller `out_gpts`
+    )->'Store':
+        "The same waves under another microscope, or cut to coarser pixels. Raises `UserError` for changes that need other waves."
+        if other := [k for k in changes if k not in (*IMAGING, 'name', 'out_gpts')]:
+            raise UserError(f'{other[0]} decides the waves, which are there already: simulate another recipe')
+        view = copy(self)
+        view.recipe = make_recipe(**{**asdict(self.recipe), **changes})
+        view.sampling = view.recipe.sampling
+        if view.recipe.out_gpts > self.gpts: raise UserError(f'out_gpts: the stored waves have {self.gpts} pixels and no more')
+        if view.recipe.out_gpts < self.gpts and view.recipe.kind in MAPS: raise UserError('out_gpts: truth maps cannot be cut to coarser pixels')
+        return view
+
 # %% ../nbs/10_store.ipynb #e8e1ff4a
 def _rows(store, name, idx):  # samples of one array, (n, y, x)
-    px, idx = store.recipe.out_gpts, np.asarray(idx, dtype=int)
+    px, idx = store.gpts, np.asarray(idx, dtype=int)
     rows = np.empty((len(idx), px, px), _arrays(store.recipe)[name])
     for row, i in zip(rows, idx.tolist()):
         if not 0 <= i < len(store): raise IndexError(i)

@@ -84,13 +84,13 @@ def _plain(state):  # an optimiser's state in plain numbers, which load without 
 
 # %% ../nbs/13_train.ipynb #a09771f9
 class Checkpoint(Callback):
-    "Log each epoch; keep weights, averages and optimiser in a file. `start` is the first epoch that is left to do."
+    "Log each epoch; keep weights, averages, optimiser and what the training was asked for in a file."
     order = 70  # behind fastai's recorder
-    def __init__(self, log=None, path=None):
+    def __init__(self, log=None, path=None, asked=None):
         super().__init__()
-        self.log, self.path, self.rows, self.start = log and Path(log), path and Path(path), [], 0
+        self.log, self.path, self.asked, self.rows = log and Path(log), path and Path(path), asked or {}, []
     def after_epoch(self):
-        names = [n for n in self.recorder.metric_names]
+        names = self.recorder.metric_names
         if len(self.recorder.log) < len(names): return  # an epoch that was skipped
         self.rows.append(dict(zip(names, [self.recorder.log[0], *(float(v) for v in self.recorder.log[1:-1]), self.recorder.log[-1]])))
         if self.log:
@@ -98,7 +98,7 @@ class Checkpoint(Callback):
         if self.path: self._save()
     def _save(self):
         average = self.learn.average if hasattr(self.learn, 'average') else None
-        state = dict(epoch=self.epoch + 1, rows=self.rows, model=self.model.state_dict(), opt=_plain(self.opt.state_dict()),
+        state = dict(epoch=self.epoch + 1, asked=self.asked, rows=self.rows, model=self.model.state_dict(), opt=_plain(self.opt.state_dict()),
                      average=average and average.state, steps=average and average.steps)
         with whole_file(self.path) as part: torch.save(state, part)
 
@@ -108,9 +108,10 @@ def _resume(learn, path):  # the state of a checkpoint into a Learner; the first
     except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, OSError) as e:
         raise UserError(f'{path} is no checkpoint of this training ({type(e).__name__}): delete it to start anew') from None
     try:
+        if state['asked'] != learn.checkpoint.asked: raise UserError(f'{path} belongs to a training with {state["asked"]}: delete it to start anew')
         learn.model.load_state_dict(state['model'])
         learn.create_opt(); learn.opt.load_state_dict(state['opt'])
-    except (RuntimeError, KeyError, ValueError): raise UserError(f'{path} belongs to another network: delete it to start anew') from None
+    except (RuntimeError, KeyError, TypeError): raise UserError(f'{path} belongs to another network: delete it to start anew') from None
     learn.checkpoint.rows = state['rows']
     if hasattr(learn, 'average'): learn.average.state, learn.average.steps = state['average'], state['steps']
     return state['epoch']
@@ -128,11 +129,12 @@ def train(
     average:bool=True,  # keep the moving average of the weights
 )->Learner:
     "A trained `Learner`. Raises `UserError` for a checkpoint of another training."
+    asked = dict(arch=arch, epochs=epochs, lr=lr, seed=seed, samples=len(dls.train_ds))
     seed_everything(seed)
     device = dls.train.device
     model = build(arch, len(dls.vocab)).to(device, memory_format=torch.channels_last)
     if bf16 is None: bf16 = bf16_pays(model, dls.train.one_batch()[0])
-    cbs = [Autocast()]*bf16 + [Average()]*average + [Checkpoint(log, checkpoint)]
+    cbs = [Autocast()]*bf16 + [Average()]*average + [Checkpoint(log, checkpoint, asked)]
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=cbs)
     start = _resume(learn, checkpoint) if checkpoint and Path(checkpoint).is_file() else 0
     dls.train.draws = start  # neither the batch above nor a restart shifts the epochs' seeds

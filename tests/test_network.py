@@ -174,7 +174,7 @@ def test_the_average_is_what_is_kept(tiny_store):
     assert all(torch.equal(state[k], v) for k, v in learn.average.state.items())
 
 
-@pytest.mark.parametrize('arch', ['resnet18', 'outline', 'cnn4'])
+@pytest.mark.parametrize('arch', ['resnet18', 'outline', 'fringes', 'cnn4'])
 def test_every_network_takes_one_channel_and_keeps_in_a_file(arch, tmp_path):
     net = build(arch, 3).eval()
     save_model(tmp_path/'m.safetensors', net, arch, 'abc', .78, 64)
