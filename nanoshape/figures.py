@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'UNDETERMINED', 'use_style', 'rim', 'scale_bar', 'show_image', 'show_images', 'plot_confusion',
-           'plot_curves']
+           'plot_scores', 'plot_curves']
 
 # %% ../nbs/01_figures.ipynb #bd766359
 from collections.abc import Sequence
@@ -94,6 +94,20 @@ def plot_confusion(
     ticks = dict(ticks=range(len(classes)), labels=classes)
     ax.set_xticks(**ticks, rotation=35, ha='right'); ax.set_yticks(**ticks)
     ax.set(xlabel='predicted', ylabel='true'); ax.spines[:].set_visible(False)
+    return ax
+
+# %% ../nbs/01_figures.ipynb #1b9f57af
+def plot_scores(
+    scores:dict[str,dict],  # name of the test → `accuracy`, `accuracy_low`, `accuracy_high`, `chance`
+    ax:Axes|None=None,
+)->Axes:
+    "Accuracies with 95 % intervals beside chance, the first test on top."
+    ax = ax or plt.subplots(figsize=(3.4, .5 + .18*len(scores)))[1]
+    for i, s in enumerate(scores.values()):
+        ax.plot([100*s['accuracy_low'], 100*s['accuracy_high']], [i, i], color=PALETTE[0]); ax.plot(100*s['accuracy'], i, 'o', ms=3, color=PALETTE[0])
+        ax.plot([100*s['chance']]*2, [i - .5, i + .5], 'k:', lw=1)
+    ax.set_yticks(range(len(scores)), scores); ax.invert_yaxis()
+    ax.set(xlabel='accuracy (%); dotted: chance', xlim=(0, 100))
     return ax
 
 # %% ../nbs/01_figures.ipynb #f1a6f320

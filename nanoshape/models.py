@@ -86,9 +86,12 @@ ARCHITECTURES = {**{f'cnn{b}': partial(cnn, b) for b in (4, 5, 6)}, **{f'resnet{
                  'outline': outline_net, 'fringes': partial(outline_net, pixels=True)}
 
 def build(
-    name:str,  # a key of `ARCHITECTURES`
+    name:str,  # a key of `ARCHITECTURES`; 'name@px': behind an interpolation of the image to px × px pixels
     n_classes:int,
 )->nn.Module:
     "A new network. Raises `UserError` for an unknown name."
+    name, at, px = name.partition('@')
     if name not in ARCHITECTURES: raise UserError(f'there is no architecture {name!r}: choose one of {", ".join(ARCHITECTURES)}')
-    return ARCHITECTURES[name](n_classes)
+    if at and not (px.isdecimal() and 16 <= int(px) <= 4096): raise UserError(f'{name}@{px}: behind @ stands a width from 16 to 4096 pixels')
+    net = ARCHITECTURES[name](n_classes)
+    return nn.Sequential(nn.Upsample(size=int(px), mode='bicubic'), net) if at else net

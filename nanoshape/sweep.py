@@ -65,7 +65,7 @@ def grid(
 def _check_spec(path, spec, profile):
     if not isinstance(spec, dict) or 'notebook' not in spec: raise UserError(f'{path}: a sweep needs a `notebook` and profiles such as `laptop`')
     profiles = [k for k in spec if k != 'notebook']
-    if profile not in profiles: raise UserError(f'{path} has no profile {profile!r}; it has {", ".join(profiles)}')
+    if profile not in profiles: raise UserError(f'{path} has no profile {profile!r}; it has {", ".join(profiles) or "none"}')
     for g in spec[profile] if isinstance(spec[profile], list) else [spec[profile]]:
         if not isinstance(g, dict) or set(g) - {'fixed', 'grid'} or not isinstance(g.get('grid'), dict) or not isinstance(g.get('fixed', {}), dict) \
                 or not all(isinstance(v, list) and v for v in g['grid'].values()):

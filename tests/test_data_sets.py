@@ -92,3 +92,40 @@ def test_the_command_line_makes_a_store_its_card_and_images(tmp_path, capsys):
     assert len(list((tmp_path/'i').glob('*.png'))) == 3 and 'table.csv' in capsys.readouterr().out
     assert main(['simulate', recipe, store, '--structures', '6']) == 2 and 'another recipe' in capsys.readouterr().err
     assert main(['images', str(tmp_path/'none'), str(tmp_path/'j')]) == 2 and not (tmp_path/'j').exists()
+
+
+def test_a_store_under_another_microscope(tiny_store):
+    dim = tiny_store.imaged(dose=50., name='dim')
+    assert dim.recipe.dose == 50. and tiny_store.recipe.dose != 50. and torch.equal(dim.waves([3]), tiny_store.waves([3]))
+    assert frozen_images(dim, [3]).mean() < .1*frozen_images(tiny_store, [3]).mean()
+    for bad, says in ((dict(size_nm=3.), 'size_nm decides the waves'), (dict(dos=3.), 'dos decides'), (dict(out_gpts=65), '64 pixels and no more'),
+                      (dict(dose=-1.), 'dose')):
+        with pytest.raises(UserError, match=says):
+            tiny_store.imaged(**bad)
+
+
+def test_coarser_pixels_are_the_inner_part_of_the_spectrum(tiny_store):
+    coarse = tiny_store.imaged(out_gpts=32)
+    spectrum = lambda w: torch.fft.fftshift(torch.fft.fft2(w, norm='forward'), dim=(-2, -1))
+    whole, part = spectrum(tiny_store.waves([0])), spectrum(coarse.waves([0]))
+    assert torch.allclose(part[:, 1:, 1:], whole[:, 17:48, 17:48], atol=1e-6) and np.isclose(coarse.sampling, 2*tiny_store.sampling)
+    assert frozen_images(coarse, [0]).shape == (1, 32, 32)
+
+
+def test_a_frozen_set_shows_the_same_images_in_every_epoch(tiny_store):
+    from nanoshape.data import dihedral, frozen_set, pairs
+    items = pairs([3, 5], 2)
+    assert items.tolist() == [[3, 0], [3, 1], [5, 0], [5, 1]]
+    x = network_input(frozen_set(tiny_store, items))[:, 0]
+    assert not torch.equal(x[0], x[1]) and torch.equal(x[[2]], network_input(frozen_images(tiny_store, [5]))[0])
+    loader = dataloaders(tiny_store, items, [8], bs=4, device=torch.device('cpu')).train
+    for _ in range(2):
+        seen, y = next(iter(loader))
+        known = torch.stack([dihedral(im, k) for im in x for k in range(8)]).half().float().flatten(1)
+        sums = known.sort(1).values
+        assert all((v.flatten().sort().values == sums).all(1).any() for v in seen) and y.tolist().count(3) == 2
+
+
+def test_pairs_of_one_structure_on_both_sides_are_a_leak(tiny_store):
+    with pytest.raises(UserError, match='two sides'):
+        dataloaders(tiny_store, [[3, 0], [4, 0]], [[3, 1]])

@@ -1,0 +1,152 @@
+"""Sweeps: grids, runs that fail, interruptions, clusters; and what experiments share."""
+import json
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from nanoshape.cli import main
+from nanoshape.core import UserError, read_json
+from nanoshape.sweep import load_sweep, sweep
+
+CODE = '''import json, pathlib
+if bad and seed: raise ValueError('two is too many')
+pathlib.Path(out, 'metrics.json').write_text(json.dumps(dict(params=dict(bad=bad), commit='abc', tests={
+    'near': dict(accuracy=.9, confusion=[[1, 2]]), 'far': dict(accuracy=.5, confusion=[[3, 4]])})))'''
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """An experiment that takes no time and fails on demand."""
+    first = nbformat.v4.new_code_cell("seed: int = 0\nbad: bool = False\nname: str = 'a'\nout: str = '.'")
+    first.metadata.tags = ['parameters']
+    nb = nbformat.v4.new_notebook(cells=[first, nbformat.v4.new_code_cell(CODE)])
+    nb.metadata.kernelspec = dict(display_name='python3', language='python', name='python3')
+    nbformat.write(nb, tmp_path/'quick.ipynb')
+    return tmp_path/'quick.ipynb'
+
+
+@pytest.fixture
+def spec(notebook, tmp_path):
+    def write(**profiles):
+        (tmp_path/'s.yaml').write_text(json.dumps({'notebook': str(notebook), **profiles}))
+        return tmp_path/'s.yaml'
+    return write
+
+
+def stamps(folder):
+    return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob('*/metrics.json')}
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(spec, tmp_path, capsys):
+    file, out, table = spec(laptop=dict(fixed=dict(bad=True), grid=dict(seed=[1, 0]))), tmp_path/'runs', tmp_path/'t.csv'
+    assert main(['sweep', str(file), '--out', str(out), '--table', str(table)]) == 1
+    said = capsys.readouterr()
+    assert '1 runs, 2 rows' in said.out and 'seed=1' in said.err and 'tries them again' in said.err
+    text = (out/'seed=1/failure.txt').read_text()
+    assert 'Traceback' in text and 'two is too many' in text
+    t = pd.read_csv(table)
+    assert t.test.tolist() == ['near', 'far'] and t.accuracy.tolist() == [.9, .5] and set(t.seed) == {0} and set(t.commit) == {'abc'}
+    assert json.loads(t.confusion[1]) == [[3, 4]] and not t.bad.isna().any()
+    before = stamps(out)
+    (out/'seed=1/params.json').unlink()
+    spec(laptop=dict(fixed=dict(bad=True), grid=dict(seed=[1, 0])))
+    assert sweep(file, out=out, table=table)[1].keys() == {'seed=1'}, 'a failed run is tried again'
+    assert stamps(out) == before, 'a finished run is not'
+
+
+def test_an_interrupted_sweep_goes_on_and_two_workers_agree(spec, tmp_path):
+    file = spec(laptop=dict(grid=dict(seed=[0, 1, 2])))
+    sweep(file, out=tmp_path/'runs', table=tmp_path/'t.csv', workers=2)
+    first = stamps(tmp_path/'runs')
+    whole = (tmp_path/'t.csv').read_bytes()
+    (tmp_path/'runs/seed=1/metrics.json').unlink()
+    sweep(file, out=tmp_path/'runs', table=tmp_path/'t.csv')
+    again = stamps(tmp_path/'runs')
+    assert (tmp_path/'t.csv').read_bytes() == whole and {k for k in first if again[k] != first[k]} == {'seed=1'}
+
+
+def test_a_cluster_gives_the_same_table(spec, tmp_path):
+    from distributed import LocalCluster
+    file = spec(laptop=[dict(grid=dict(seed=[0, 1])), dict(fixed=dict(name='b/c'), grid=dict(name=['b/c'], seed=[0]))])
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        t, failed = sweep(file, out=tmp_path/'a', table=tmp_path/'a.csv', scheduler=cluster.scheduler_address)
+    assert not failed and sweep(file, out=tmp_path/'b', table=tmp_path/'b.csv')[0].equals(t) and len(t) == 6
+    assert 'name=b_c,seed=0' in set(t.run)
+    with pytest.raises(UserError, match='no Dask scheduler'):
+        sweep(file, out=tmp_path/'c', table=tmp_path/'c.csv', scheduler='tcp://127.0.0.1:1')
+
+
+@pytest.mark.parametrize('profiles, says', [
+    ({}, 'no profile'), ({'full': {}}, 'has no profile .laptop.; it has full'), ({'laptop': {'fixed': {'seed': 1}}}, 'needs `grid`'),
+    ({'laptop': {'grid': {'seed': 3}}}, 'list of values'), ({'laptop': {'grid': {'sed': [3]}}}, "no parameter 'sed'"),
+    ({'laptop': {'grid': {'seed': [[3]]}}}, 'plain'), ({'laptop': [{'grid': {'seed': [1]}}, {'grid': {'seed': [1]}, 'fixed': {'name': 'b'}}]}, 'two runs'),
+])
+def test_mistakes_are_found_before_the_first_run(spec, tmp_path, profiles, says, capsys):
+    file = spec(**profiles)
+    with pytest.raises(UserError, match=says):
+        load_sweep(file)
+    assert main(['sweep', str(file), '--out', str(tmp_path/'runs')]) == 2 and not (tmp_path/'runs').exists()
+    assert 'Traceback' not in capsys.readouterr().err
+
+
+def test_other_fixed_values_do_not_mix_with_older_runs(spec, tmp_path):
+    sweep(spec(laptop=dict(grid=dict(seed=[0]))), out=tmp_path/'runs', table=tmp_path/'t.csv')
+    with pytest.raises(UserError, match='other fixed parameters'):
+        sweep(spec(laptop=dict(fixed=dict(name='b'), grid=dict(seed=[0]))), out=tmp_path/'runs', table=tmp_path/'t.csv')
+
+
+def test_the_sweeps_that_are_kept_name_what_their_notebooks_have():
+    from conftest import ROOT
+    files = sorted((ROOT/'data/sweeps').glob('*.yaml'))
+    assert len(files) >= 9
+    for f in files:
+        for profile in ('laptop', 'full'):
+            if profile == 'full' and f.stem == 'training_size':
+                continue
+            notebook, runs = load_sweep(f, profile)
+            seeds = {r['seed'] for r in runs.values()}
+            assert notebook.is_file() and (len(seeds) >= 3 or f.stem == 'shape_study') and (profile == 'laptop' or len(seeds) == 10)
+
+
+def test_waves_are_shared_whatever_the_microscope(tiny, tmp_path):
+    from dataclasses import replace
+    from nanoshape.studies import waves
+    a = waves(tiny, 0, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
+    b = waves(replace(tiny, name='other', dose=50., defocus_nm={'grid': [-4, 4, 3]}, images=3), 0, tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')} == before
+    assert a.recipe == tiny and b.recipe.dose == 50. and b.recipe.name == 'other' and (a.waves([3]) == b.waves([3])).all()
+    assert waves(replace(tiny, seed=8), 0, tmp_path).path != a.path
+
+
+def test_a_subset_leaves_the_test_alone(tiny_store):
+    from nanoshape.studies import subset
+    (a, test), (b, same) = (subset(tiny_store, 20, 10, s) for s in (0, 1))
+    assert set(test) == set(range(30, 40)) == set(same) and len(set(a)) == 20 and set(a) != set(b) and not set(a) & set(test)
+    small = tiny_store.labels['size'] < tiny_store.labels['size'].median()
+    assert small[subset(tiny_store, 5, 10, 0, small)[0]].all()
+    with pytest.raises(UserError, match='simulate more'):
+        subset(tiny_store, 31, 10, 0)
+
+
+def test_training_and_test_need_seeds_of_their_own(tiny, tmp_path):
+    from nanoshape.studies import train_and_test
+    with pytest.raises(UserError, match='same seed'):
+        train_and_test(tiny, tmp_path/'run', test=tiny)
+    assert not (tmp_path/'run').exists()
+
+
+def test_a_test_of_its_own_scores_all_its_images(tiny, tmp_path):
+    from dataclasses import replace
+    from nanoshape.studies import predictions, train_and_test, waves
+    from nanoshape.train import load_model
+    other = replace(tiny, seed=9, structures=10, images=2, defocus_nm={'grid': [-4, 4, 2]})
+    m = train_and_test(tiny, tmp_path/'run', 'cnn4', epochs=1, workers=0, test=other, symmetries=8, folder=tmp_path/'waves')
+    assert m['n'] == 20 and m['n_train'] + m['n_valid'] == len(tiny)
+    model, card = load_model(tmp_path/'run/model.safetensors')
+    t = predictions(model, card, waves(other, 0, tmp_path/'waves'))
+    assert len(t) == 20 and (t.true == t.answer).sum() == m['correct'] and set(t.defocus_nm) == {-4., 4.}
+    assert np.allclose(t.filter(like='p_').sum(1), 1, atol=1e-3) and t.filter(like='angle_').max().max() < 55
+    assert card['symmetries'] == 8 and read_json(tmp_path/'run/metrics.json')['params']['test']
