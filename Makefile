@@ -30,7 +30,7 @@ export: $(READY)
 	$(BIN)/nbdev_clean
 
 notebooks: export
-	export PYTHONWARNINGS=ignore; for n in $(NOTEBOOKS); do $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $$n || exit 1; done
+	export PYTHONWARNINGS=ignore TQDM_DISABLE=1; for n in $(NOTEBOOKS); do $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $$n || exit 1; done
 	$(BIN)/nbdev_clean
 
 clean:

@@ -51,10 +51,11 @@ def _scored(model, store, items, symmetries):  # logits and classes of frozen im
     return _logits(model, store, items, symmetries), class_index(store.labels, store.recipe.classes)[items[:, 0]]
 
 # %% ../nbs/17_studies.ipynb #17f0f384
-def check_apart(*recipes):
-    "Raises `UserError` if two recipes of waves have the same seed, and with it the same particles: one cannot test the other."
-    seeds = [r.seed for r in recipes]
-    if len(set(seeds)) < len(seeds): raise UserError(f'training and test have the same seed, {seeds[0]}, and share structures: give the test another')
+def check_apart(
+    train:int, test:int,  # seeds of two recipes
+):
+    "Raises `UserError` if two recipes have the same seed, and with it the same particles: one cannot test the other."
+    if train == test: raise UserError(f'training and test have the same seed, {test}, and share structures: give the test another')
 
 # %% ../nbs/17_studies.ipynb #e154f795
 def train_and_test(
@@ -77,7 +78,7 @@ def train_and_test(
         if (done := read_json(out/'metrics.json'))['params'] != params:
             raise UserError(f'{out} holds a run with other parameters: choose another folder, or delete it')
         return done
-    if test: check_apart(recipe, test)
+    if test: check_apart(recipe.seed, test.seed)
     out.mkdir(parents=True, exist_ok=True)
     store = waves(recipe, workers, folder or out/'waves')
     held = waves(test, workers, folder or out/'waves') if test else store

@@ -9,7 +9,7 @@ __all__ = ['check_parameters', 'run_notebook', 'grid', 'load_sweep', 'collect', 
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
-import json, re, subprocess, sys
+import json, re, shutil, subprocess, sys
 
 import pandas as pd
 import papermill
@@ -67,14 +67,14 @@ def _check_spec(path, spec, profile):
     profiles = [k for k in spec if k != 'notebook']
     if profile not in profiles: raise UserError(f'{path} has no profile {profile!r}; it has {", ".join(profiles) or "none"}')
     for g in spec[profile] if isinstance(spec[profile], list) else [spec[profile]]:
-        if not isinstance(g, dict) or set(g) - {'fixed', 'grid'} or not isinstance(g.get('grid'), dict) or not isinstance(g.get('fixed', {}), dict) \
-                or not all(isinstance(v, list) and v for v in g['grid'].values()):
-            raise UserError(f'{path}: {profile} needs `grid`, a list of values under each parameter, and may have `fixed`')
+        tables = isinstance(g, dict) and all(k in ('fixed', 'grid', 'keep') and isinstance(v, dict) for k, v in g.items())
+        if not tables or not g.get('grid') or not all(isinstance(v, list) and v for v in g['grid'].values()):
+            raise UserError(f'{path}: {profile} needs `grid`, a list of values under each parameter, and may have `fixed` and `keep`')
 
 def load_sweep(
     path:str|Path,  # a YAML file in data/sweeps
     profile:str='laptop',
-)->tuple[Path,dict[str,dict]]:  # the notebook; name of the run's folder → its parameters
+)->tuple[Path,dict[str,dict],dict[str,str]]:  # the notebook; name of the run's folder → its parameters; files to keep → where
     "Raises `UserError` for a file that is no sweep, and for parameters that the notebook does not have."
     spec = read_yaml(path)
     _check_spec(path, spec, profile)
@@ -83,7 +83,7 @@ def load_sweep(
     for g in grids: runs |= {re.sub(r'[^\w=.,+-]+', '_', ','.join(f'{k}={r[k]}' for k in g['grid'])): r for r in grid(g)}
     if len(runs) < sum(len(grid(g)) for g in grids): raise UserError(f'{path}: two runs of {profile} have the same values in their grids')
     for r in runs.values(): check_parameters(notebook, r)
-    return notebook, runs
+    return notebook, runs, grids[0].get('keep', {})
 
 # %% ../nbs/18_sweep.ipynb #ff3cccb6
 def _plain(m): return {k: json.dumps(v) if isinstance(v, list) else v for k, v in m.items() if not isinstance(v, dict)}
@@ -122,6 +122,11 @@ def _on_cluster(jobs, scheduler):
         yield from ((futures[f], f.result()) for f in finished(futures, loop=client.loop))
 
 # %% ../nbs/18_sweep.ipynb #8a92903b
+def _keep(folder, files):  # copies of a run's files
+    for name, to in files.items():
+        (project_root()/to).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(project_root()/to) as tmp: shutil.copyfile(folder/name, tmp)
+
 def _finished(folder, params):  # whether a run is there already
     if not (folder/'metrics.json').is_file(): return False
     if read_json(folder/'params.json') == params: return True
@@ -136,7 +141,7 @@ def sweep(
     scheduler:str|None=None,  # address of a Dask scheduler, 'tcp://…', whose workers do it instead
 )->tuple[pd.DataFrame,dict[str,str]]:  # the table; failed runs → the last line of their traceback
     "Run what is missing of a grid, with a progress bar, then collect. Parameters are checked before the first run."
-    name, (notebook, runs) = Path(path).stem, load_sweep(path, profile)
+    name, (notebook, runs, keep) = Path(path).stem, load_sweep(path, profile)
     out = Path(out or project_root()/f'runs/{name}-{profile}').absolute()
     table = Path(table or project_root()/f'data/results/{name}{"" if profile == "laptop" else "_" + profile}.csv')
     jobs = [(notebook, out/f, r) for f, r in runs.items() if not _finished(out/f, r)]
@@ -147,4 +152,5 @@ def sweep(
     t = collect([out/f for f in runs if f not in failed])
     table.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(table) as tmp: t.to_csv(tmp, index=False)
+    _keep(out/next(iter(runs)), {} if next(iter(runs)) in failed else keep)
     return t, failed

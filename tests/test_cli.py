@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT
+from nanoshape.cli import kept_model
 
 
 def nanoshape(*args, cwd=ROOT):
@@ -94,10 +95,20 @@ def test_the_demo_refuses_a_bad_image_before_it_trains(tmp_path):
 
 
 def test_a_small_demo_from_end_to_end(picture, tmp_path):
-    args = ('demo', '--structures', '40', '--epochs', '1', '--image', picture, '--pixel-size', '.06', '--out', tmp_path/'demo')
+    args = ('demo', '--train', '--structures', '40', '--epochs', '1', '--image', picture, '--pixel-size', '.06', '--out', tmp_path/'demo')
     done = nanoshape(*args)
     assert done.returncode == 0, done.stderr
     assert {p.name for p in tmp_path.iterdir()} == {'demo', 'demo-training'}
     assert (tmp_path/'demo/report.html').is_file() and '95 % interval' in done.stdout and str(tmp_path/'demo') in done.stdout.splitlines()[-1]
     again = nanoshape(*args)
     assert again.returncode == 0 and 'done before' in again.stdout and 'exit waves:' not in again.stderr
+
+
+def test_the_demo_tests_the_kept_network_on_new_particles(picture, tmp_path):
+    if not kept_model().is_file():
+        pytest.skip('data/models/shapes.safetensors is not there')
+    done = nanoshape('demo', '--structures', '20', '--image', picture, '--pixel-size', '.06', '--out', tmp_path/'demo')
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {'demo', 'demo-waves'} and (tmp_path/'demo/report.html').is_file()
+    right = int(re.search(r'(\d+) of 20 test images right', done.stdout)[1])
+    assert right >= 17, done.stdout

@@ -81,7 +81,8 @@ def test_a_cluster_gives_the_same_table(spec, tmp_path):
 @pytest.mark.parametrize('profiles, says', [
     ({}, 'no profile'), ({'full': {}}, 'has no profile .laptop.; it has full'), ({'laptop': {'fixed': {'seed': 1}}}, 'needs `grid`'),
     ({'laptop': {'grid': {'seed': 3}}}, 'list of values'), ({'laptop': {'grid': {'sed': [3]}}}, "no parameter 'sed'"),
-    ({'laptop': {'grid': {'seed': [[3]]}}}, 'plain'), ({'laptop': [{'grid': {'seed': [1]}}, {'grid': {'seed': [1]}, 'fixed': {'name': 'b'}}]}, 'two runs'),
+    ({'laptop': {'grid': {'seed': [[3]]}}}, 'plain'),
+    ({'laptop': [{'grid': {'seed': [1]}}, {'grid': {'seed': [1]}, 'fixed': {'name': 'b'}}]}, 'two runs'),
 ])
 def test_mistakes_are_found_before_the_first_run(spec, tmp_path, profiles, says, capsys):
     file = spec(**profiles)
@@ -89,6 +90,12 @@ def test_mistakes_are_found_before_the_first_run(spec, tmp_path, profiles, says,
         load_sweep(file)
     assert main(['sweep', str(file), '--out', str(tmp_path/'runs')]) == 2 and not (tmp_path/'runs').exists()
     assert 'Traceback' not in capsys.readouterr().err
+
+
+def test_files_of_the_first_run_are_kept(spec, tmp_path):
+    to = tmp_path/'kept/first.json'
+    sweep(spec(laptop=dict(grid=dict(seed=[1, 0]), keep={'params.json': str(to)})), out=tmp_path/'runs', table=tmp_path/'t.csv')
+    assert read_json(to) == {'seed': 1}
 
 
 def test_other_fixed_values_do_not_mix_with_older_runs(spec, tmp_path):
@@ -105,7 +112,7 @@ def test_the_sweeps_that_are_kept_name_what_their_notebooks_have():
         for profile in ('laptop', 'full'):
             if profile == 'full' and f.stem == 'training_size':
                 continue
-            notebook, runs = load_sweep(f, profile)
+            notebook, runs, _ = load_sweep(f, profile)
             seeds = {r['seed'] for r in runs.values()}
             assert notebook.is_file() and (len(seeds) >= 3 or f.stem == 'shape_study') and (profile == 'laptop' or len(seeds) == 10)
 
