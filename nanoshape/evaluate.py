@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logits', 'wilson', 'score', 'score_text', 'fit_temperature', 'confidence_threshold', 'reliability',
-           'calibration_error', 'risk_coverage', 'conformal_threshold']
+           'calibration_error', 'risk_coverage', 'conformal_threshold', 'best_observer']
 
 # %% ../nbs/14_evaluate.ipynb #74e0e736
 from collections.abc import Sequence
@@ -135,3 +135,11 @@ def conformal_threshold(
     p = np.sort(np.asarray(probs)[np.arange(len(y)), np.asarray(y)])
     k = int(np.floor(miss*(len(p) + 1)))
     return float(p[k - 1]) if k > 0 else 0.
+
+# %% ../nbs/14_evaluate.ipynb #1035090c
+def best_observer(
+    difference,  # of two noise-free images (y, x), in counts
+    noise,  # power spectrum (y, x) of what is on top, in the order of numpy's FFT, or one number: mean of |F(noise)|²
+)->float:  # d′
+    "Detectability of a known difference in Gaussian noise; the error of the best choice is `norm.sf(d/2)`."
+    return float(np.sqrt((np.abs(np.fft.fft2(np.asarray(difference, float)))**2/np.asarray(noise, float)).sum()))

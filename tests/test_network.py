@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nanoshape.core import UserError, read_json
-from nanoshape.evaluate import confidence_threshold, fit_temperature, logits, score, wilson
+from nanoshape.evaluate import (best_observer, calibration_error, confidence_threshold, conformal_threshold, fit_temperature, logits, reliability,
+                                risk_coverage, score, wilson)
 from nanoshape.models import build, cnn
 from nanoshape.train import Autocast, bf16_pays, load_model, save_model
 from nanoshape.studies import simulated_micrograph, train_and_test
@@ -189,3 +190,34 @@ def test_symmetries_average_over_the_square():
     net, x = build('cnn4', 3), torch.randn(3, 1, 32, 32)
     assert torch.allclose(logits(net, x, symmetries=8), logits(net, dihedral(x, 3), symmetries=8), atol=1e-5)
     assert not torch.allclose(logits(net, x), logits(net, dihedral(x, 3)), atol=1e-5)
+
+
+def test_reliability_counts_every_answer_once():
+    g = np.random.default_rng(0)
+    conf = g.uniform(.5, 1, 1003)
+    right = g.random(1003) < conf
+    t = reliability(conf, right)
+    assert t.n.sum() == 1003 and (t.low <= t.accuracy).all() and (t.accuracy <= t.high).all() and calibration_error(t) < .05
+    assert np.isclose(calibration_error(reliability(np.full(50, .9), np.arange(50) < 25)), .4)
+
+
+def test_risk_ends_at_the_error_of_all_answers():
+    share, risk = risk_coverage([.9, .5, .7, .6], [True, False, True, True])
+    assert share.tolist() == [.25, .5, .75, 1] and risk.tolist() == [0, 0, 0, .25]
+
+
+def test_conformal_sets_keep_their_promise_on_average():
+    """Exchangeable data: coverage at least 1 − miss on average over calibrations, and not much more (Vovk et al. 2005)."""
+    g = np.random.default_rng(1)
+    hits = []
+    for _ in range(300):
+        p = g.dirichlet(np.ones(4), 60)
+        y = np.array([g.choice(4, p=q) for q in p])
+        cut = conformal_threshold(p[:49], y[:49], .1)
+        hits.append((p[49:] >= cut)[np.arange(11), y[49:]].mean())
+    assert .885 < np.mean(hits) < .93
+
+
+def test_the_best_observer_of_white_noise_is_the_sum_over_pixels():
+    d = np.random.default_rng(0).normal(size=(16, 16))
+    assert np.isclose(best_observer(d, 4*d.size), np.sqrt((d**2).sum())/2)
