@@ -41,7 +41,7 @@ def wilson(
     if n == 0: return 0., 1.
     p, d = k/n, 1 + z*z/n
     mid, half = (p + z*z/(2*n))/d, z/d*(p*(1 - p)/n + z*z/(4*n*n))**.5
-    return max(0., mid - half), min(1., mid + half)
+    return min(p, max(0., mid - half)), max(p, min(1., mid + half))
 
 # %% ../nbs/14_evaluate.ipynb #16b5e417
 def score(
@@ -62,7 +62,9 @@ def score_text(
     s:dict,  # from `score`
 )->str:
     "The score in one sentence, interval included."
-    return f'{s["correct"]} of {s["n"]} test images right: {s["accuracy"]:.1%} (95 % interval {s["accuracy_low"]:.1%} to {s["accuracy_high"]:.1%}).'
+    share = (lambda v: f'{v:.2%}') if s['accuracy'] > .99 else (lambda v: f'{v:.1%}')
+    low, high = share(s['accuracy_low']), share(s['accuracy_high'])
+    return f'{s["correct"]} of {s["n"]} test images right: {share(s["accuracy"])} (95 % interval {low} to {high}).'
 
 # %% ../nbs/14_evaluate.ipynb #537bf716
 def fit_temperature(
