@@ -9,6 +9,7 @@ __all__ = ['waves', 'check_apart', 'train_and_test', 'subset', 'trained', 'teste
 # %% ../nbs/17_studies.ipynb #5382d5a0
 from dataclasses import asdict
 from pathlib import Path
+import time
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from .micrographs import Micrograph
 from .microscope import images
 from .multislice import exit_waves
 from .recipes import IMAGING, Recipe, conditions, fingerprint, wave_recipe
-from .store import Store, simulate
+from .store import Busy, Store, simulate
 from .orientations import random_rotation, rotated
 from .structures import assemble, lattice_constant, particle
 from .supports import amorphous
@@ -33,9 +34,11 @@ def waves(
     workers:int|None=None,  # processes that simulate; default: all cores
     folder:str|Path|None=None,  # where the stores are; default: runs/waves
 )->Store:
-    "The recipe's exit waves under the recipe's microscope; simulated if nobody has done so yet."
-    alone = wave_recipe(recipe)
-    store = simulate(alone, Path(folder or project_root()/'runs/waves')/fingerprint(alone), workers)
+    "The recipe's exit waves under the recipe's microscope; simulated if nobody has done so yet, waited for if somebody is at it."
+    alone, store = wave_recipe(recipe), None
+    while not store:
+        try: store = simulate(alone, Path(folder or project_root()/'runs/waves')/fingerprint(alone), workers)
+        except Busy: time.sleep(2)
     return store.imaged(name=recipe.name, **{k: getattr(recipe, k) for k in IMAGING})
 
 # %% ../nbs/17_studies.ipynb #8d390879

@@ -157,3 +157,18 @@ def test_a_test_of_its_own_scores_all_its_images(tiny, tmp_path):
     assert len(t) == 20 and (t.true == t.answer).sum() == m['correct'] and set(t.defocus_nm) == {-4., 4.}
     assert np.allclose(t.filter(like='p_').sum(1), 1, atol=1e-3) and t.filter(like='angle_').max().max() < 55
     assert card['symmetries'] == 8 and read_json(tmp_path/'run/metrics.json')['params']['test']
+
+
+def test_runs_that_need_the_same_waves_wait_for_each_other(tiny, tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+    import nanoshape.store as module
+    from nanoshape.studies import waves
+    made, write = [], module._write_shard
+
+    def counted(*job):
+        made.append(job[2])
+        return write(*job)
+    monkeypatch.setattr(module, '_write_shard', counted)
+    with ThreadPoolExecutor(2) as pool:
+        a, b = pool.map(lambda _: waves(tiny, 0, tmp_path), range(2))
+    assert a.path == b.path and sorted(made) == [0, 1, 2], 'each shard is made once'
