@@ -11,6 +11,7 @@ __all__ = ['CLIP', 'KEEP_IN_MEMORY', 'CARD', 'network_input', 'split_by_structur
 from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
+import hashlib, random
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +25,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from .core import NM, UserError, default_device, provenance, torch_rng, whole_file, whole_folder, write_json
 from .figures import show_image, show_images, use_style
 from .microscope import expose, images, intensity, take, to_device
-from .recipes import Recipe, conditions
+from .recipes import Recipe, conditions, fingerprint
 from .store import Store
 
 # %% ../nbs/11_data.ipynb #15285fd5
@@ -136,14 +137,19 @@ def fresh_images(
 # %% ../nbs/11_data.ipynb #6e2c1b5f
 KEEP_IN_MEMORY = 2**31  # bytes of waves
 
+# %% ../nbs/11_data.ipynb #e3df0d15
+def _next_epoch(loader):  # the order of the samples depends on the seed and the epoch alone, so that a resumed training sees the same one
+    loader.draws += 1
+    loader.rng = random.Random(f'{loader.seed} {loader.draws}')
+
 # %% ../nbs/11_data.ipynb #08916599
 class WaveLoader(DataLoader):
     "fastai `DataLoader` over samples of a store: batches are (network input, class index), fresh each epoch."
     def __init__(self, store, idx, y, bs=32, **kwargs):
         super().__init__(list(range(len(idx))), bs=bs, **kwargs)
-        self.store, self.numbers, self.y, self.draws = store, np.asarray(idx), torch.as_tensor(y), 0
+        self.store, self.numbers, self.y, self.draws, self.seed = store, np.asarray(idx), torch.as_tensor(y), 0, 0
         self.kept = store.waves(idx) if len(idx)*store.recipe.out_gpts**2*8 <= KEEP_IN_MEMORY else None
-    def before_iter(self): self.draws += 1
+    def before_iter(self): _next_epoch(self)
     def create_item(self, i): return i
     def create_batch(self, rows):
         n = self.numbers[rows]
@@ -166,9 +172,9 @@ class FrozenLoader(DataLoader):
     "fastai `DataLoader` over pairs of sample and image: the same images in each epoch, shifted and turned."
     def __init__(self, store, items, y, bs=32, **kwargs):
         super().__init__(list(range(len(items))), bs=bs, **kwargs)
-        self.recipe, self.y, self.draws = store.recipe, torch.as_tensor(y), 0
+        self.recipe, self.y, self.draws, self.seed = store.recipe, torch.as_tensor(y), 0, 0
         self.x = torch.cat([network_input(frozen_set(store, part)).half() for part in np.array_split(items, -(-len(items)//512))])
-    def before_iter(self): self.draws += 1
+    def before_iter(self): _next_epoch(self)
     def create_item(self, i): return i
     def create_batch(self, rows): return self.x[rows], torch.as_tensor(rows), self.y[rows]
     def after_batch(self, b):
@@ -191,8 +197,8 @@ def dataloaders(
     bs:int=32,
     device:torch.device|None=None,  # default: CUDA where there is one
 )->DataLoaders:
-    """fastai `DataLoaders`: fresh images for training unless pairs are given, frozen ones for validation. `vocab` holds the class names.
-    Raises `UserError` if a structure is in both."""
+    """fastai `DataLoaders`: fresh images for training unless pairs are given, frozen ones for validation. `vocab` holds the class names,
+    `about` twelve hexadecimal digits of recipe, samples and batch size.     Raises `UserError` if a structure is in both."""
     train, valid = np.asarray(train, int), np.asarray(valid, int)
     frozen, valid = train.ndim == 2, valid if valid.ndim == 2 else pairs(valid, 1)
     samples = train[:, 0] if frozen else train
@@ -202,6 +208,7 @@ def dataloaders(
     many = dict(bs=bs, shuffle=True, drop_last=len(train) > bs, device=device)
     dls = DataLoaders((FrozenLoader if frozen else WaveLoader)(store, train, y[samples], **many), DataLoader(fixed, bs=2*bs, device=device))
     dls.vocab = list(store.recipe.classes)
+    dls.about = hashlib.sha256(f'{fingerprint(store.recipe)} {train.tolist()} {valid.tolist()} {bs}'.encode()).hexdigest()[:12]
     return dls
 
 # %% ../nbs/11_data.ipynb #2e78fb4f

@@ -74,7 +74,9 @@ def draw(
     name, v = _values(spec)
     if name == 'fixed': return float(v[0] if isinstance(v, list) else v)
     if name == 'choice': return float(v[generator.integers(len(v))])
-    if name == 'grid': return float(np.linspace(v[0], v[1], int(v[2]))[generator.integers(int(v[2])) if turn is None else turn % int(v[2])])
+    if name == 'grid':
+        steps = np.linspace(v[0], v[1], int(v[2])) if v[2] > 1 else [(v[0] + v[1])/2]
+        return float(steps[generator.integers(len(steps)) if turn is None else turn % len(steps)])
     if name == 'normal': return float(v[0] + v[1]*np.clip(generator.normal(), -CUT, CUT))
     return float(generator.uniform(*v) if name == 'uniform' else np.exp(generator.uniform(*np.log(v))))
 
@@ -204,7 +206,7 @@ def make_recipe(
     for k, v in values.items(): _check_type(k, v, known[k])
     kind = values.get('kind', 'particles')
     classes = values.get('classes', SHAPES if kind in ('particles', 'field') else KINDS.get(kind, ('',)))
-    lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+    lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)} | {k: float(v) for k, v in values.items() if k in _SPREADS and _number(v)}
     r = Recipe(**{**values, **lists, 'classes': tuple(classes)})
     _check_names(r); _check_values(r)
     return r

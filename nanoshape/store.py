@@ -302,9 +302,9 @@ class Store:
         return _rows(self, 'maps', idx)
 
     def imaged(self,
-        **changes,  # of the recipe: the microscope's keys (`IMAGING`), `name`, or a smaller `out_gpts`
+        **changes,  # of the recipe: the microscope's keys (`IMAGING`), `name`, or a smaller `out_gpts` (an aperture, not a camera)
     )->'Store':
-        "The same waves under another microscope, or cut to coarser pixels. Raises `UserError` for changes that need other waves."
+        "The same waves under another microscope, or cut to fewer spatial frequencies. Raises `UserError` for changes that need other waves."
         if other := [k for k in changes if k not in (*IMAGING, 'name', 'out_gpts')]:
             raise UserError(f'{other[0]} decides the waves, which are there already: simulate another recipe')
         view = copy(self)

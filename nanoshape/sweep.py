@@ -81,9 +81,13 @@ def load_sweep(
     grids = spec[profile] if isinstance(spec[profile], list) else [spec[profile]]
     notebook, runs = project_root()/spec['notebook'], {}
     for g in grids: runs |= {re.sub(r'[^\w=.,+-]+', '_', ','.join(f'{k}={r[k]}' for k in g['grid'])): r for r in grid(g)}
+    if not runs: raise UserError(f'{path}: {profile} has no runs')
+    if not notebook.is_file(): raise UserError(f'{path}: there is no notebook {spec["notebook"]}')
     if len(runs) < sum(len(grid(g)) for g in grids): raise UserError(f'{path}: two runs of {profile} have the same values in their grids')
-    for r in runs.values(): check_parameters(notebook, r)
-    return notebook, runs, grids[0].get('keep', {})
+    for r in runs.values():
+        check_parameters(notebook, r)
+        if 'out' in r: raise UserError(f'{path}: `out` is chosen by the sweep, leave it away')
+    return notebook, runs, {k: v for g in grids for k, v in g.get('keep', {}).items()}
 
 # %% ../nbs/18_sweep.ipynb #ff3cccb6
 def _plain(m): return {k: json.dumps(v) if isinstance(v, list) else v for k, v in m.items() if not isinstance(v, dict)}
@@ -91,12 +95,14 @@ def _plain(m): return {k: json.dumps(v) if isinstance(v, list) else v for k, v i
 def collect(
     runs,  # folders with params.json and metrics.json
 )->pd.DataFrame:
-    "One row per run and test: parameters, then plain values and lists (as JSON text) of the metrics, versions and commit."
+    """One row per run and test: parameters, then plain values and lists (as JSON text) of the metrics, versions and commit. What is named like a
+    parameter gets `test_` before its name."""
     rows = []
     for r in map(Path, runs):
-        m = read_json(r/'metrics.json')
+        params, m = read_json(r/'params.json'), read_json(r/'metrics.json')
         for name, test in m.get('tests', {None: {}}).items():
-            rows.append({**read_json(r/'params.json'), **({} if name is None else {'test': name}), **_plain(m), **_plain(test), 'run': r.name})
+            found = ({} if name is None else {'test': name}) | _plain(m) | _plain(test)
+            rows.append(params | {f'test_{k}' if k in params else k: v for k, v in found.items()} | {'run': r.name})
     return pd.DataFrame(rows)
 
 # %% ../nbs/18_sweep.ipynb #9c946c54

@@ -129,7 +129,7 @@ def train(
     average:bool=True,  # keep the moving average of the weights
 )->Learner:
     "A trained `Learner`. Raises `UserError` for a checkpoint of another training."
-    asked = dict(arch=arch, epochs=epochs, lr=lr, seed=seed, samples=len(dls.train_ds))
+    asked = dict(arch=arch, epochs=epochs, lr=lr, seed=seed, data=getattr(dls, 'about', len(dls.train_ds)))
     seed_everything(seed)
     device = dls.train.device
     model = build(arch, len(dls.vocab)).to(device, memory_format=torch.channels_last)
@@ -137,7 +137,7 @@ def train(
     cbs = [Autocast()]*bf16 + [Average()]*average + [Checkpoint(log, checkpoint, asked)]
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=cbs)
     start = _resume(learn, checkpoint) if checkpoint and Path(checkpoint).is_file() else 0
-    dls.train.draws = start  # neither the batch above nor a restart shifts the epochs' seeds
+    dls.train.draws, dls.train.seed = start, seed  # neither the batch above nor a restart shifts the epochs' seeds
     learn.fit_one_cycle(epochs, lr, start_epoch=start)
     if checkpoint: Path(checkpoint).unlink(missing_ok=True)
     return learn

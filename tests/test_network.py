@@ -153,6 +153,31 @@ def test_a_killed_training_goes_on_behind_its_last_epoch(tiny_store, tmp_path, m
     assert whole.train_loss.notna().all() and [p.name for p in tmp_path.iterdir()] == ['log.csv']
 
 
+def test_the_order_of_the_samples_follows_from_seed_and_epoch(tiny_store):
+    def order(seed, epochs, start=0):
+        torch.manual_seed(epochs)  # must not matter
+        loader = loaders(tiny_store).train
+        loader.seed, loader.draws = seed, start
+        return [torch.cat([y for _, y in loader]).tolist() for _ in range(epochs)]
+    assert order(1, 3)[1:] == order(1, 2, start=1) and order(1, 1) != order(2, 1)
+
+
+def test_a_checkpoint_of_other_data_is_refused(tiny_store, tmp_path, monkeypatch):
+    from nanoshape.train import Checkpoint, train
+    save = Checkpoint._save
+
+    def killed(self):
+        save(self)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, '_save', killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(loaders(tiny_store), 'cnn4', 2, bf16=False, checkpoint=tmp_path/'state.pt')
+    for other in (dict(dls=loaders(tiny_store.imaged(dose=50.))), dict(dls=loaders(tiny_store), lr=1e-3)):
+        with pytest.raises(UserError, match='belongs to a training with'):
+            train(arch='cnn4', epochs=2, bf16=False, checkpoint=tmp_path/'state.pt', **other)
+
+
 @pytest.mark.parametrize('content', [b'', b'not a checkpoint', b'\x80\x04cos\nsystem\n.'])
 def test_a_damaged_checkpoint_is_refused(content, tiny_store, tmp_path):
     from nanoshape.train import train

@@ -135,7 +135,8 @@ def test_experiment_runs_through_papermill(path, tmp_path):
     assert metrics['params']['seed'] == 1, 'the parameters cell was not replaced'
     if path.stem == 'carbon_network':
         assert 1 < metrics['mean_neighbours'] < 5
-    for m in metrics.get('tests', {'': metrics} if 'accuracy' in metrics else {}).values():
+        return
+    for m in metrics.get('tests', {'': metrics}).values():
         assert m['n'] > 0 and 0 <= m['accuracy_low'] <= m['accuracy'] <= m['accuracy_high'] <= 1
     assert time.time() - start < 60, 'the defaults of an experiment are meant to run in under 20 s on a quiet machine'
 

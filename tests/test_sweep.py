@@ -13,7 +13,7 @@ from nanoshape.sweep import load_sweep, sweep
 CODE = '''import json, pathlib
 if bad and seed: raise ValueError('two is too many')
 pathlib.Path(out, 'metrics.json').write_text(json.dumps(dict(params=dict(bad=bad), commit='abc', tests={
-    'near': dict(accuracy=.9, confusion=[[1, 2]]), 'far': dict(accuracy=.5, confusion=[[3, 4]])})))'''
+    'near': dict(accuracy=.9, seed=7, confusion=[[1, 2]]), 'far': dict(accuracy=.5, confusion=[[3, 4]])})))'''
 
 
 @pytest.fixture
@@ -47,7 +47,8 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(spec, tmp_path, capsy
     text = (out/'seed=1/failure.txt').read_text()
     assert 'Traceback' in text and 'two is too many' in text
     t = pd.read_csv(table)
-    assert t.test.tolist() == ['near', 'far'] and t.accuracy.tolist() == [.9, .5] and set(t.seed) == {0} and set(t.commit) == {'abc'}
+    assert t.test.tolist() == ['near', 'far'] and t.accuracy.tolist() == [.9, .5] and set(t.seed) == {0}
+    assert t.test_seed[0] == 7 and set(t.commit) == {'abc'}
     assert json.loads(t.confusion[1]) == [[3, 4]] and not t.bad.isna().any()
     before = stamps(out)
     (out/'seed=1/params.json').unlink()
@@ -81,7 +82,8 @@ def test_a_cluster_gives_the_same_table(spec, tmp_path):
 @pytest.mark.parametrize('profiles, says', [
     ({}, 'no profile'), ({'full': {}}, 'has no profile .laptop.; it has full'), ({'laptop': {'fixed': {'seed': 1}}}, 'needs `grid`'),
     ({'laptop': {'grid': {'seed': 3}}}, 'list of values'), ({'laptop': {'grid': {'sed': [3]}}}, "no parameter 'sed'"),
-    ({'laptop': {'grid': {'seed': [[3]]}}}, 'plain'),
+    ({'laptop': {'grid': {'seed': [[3]]}}}, 'plain'), ({'laptop': []}, 'no runs'),
+    ({'laptop': {'grid': {'out': ['x']}}}, 'chosen by the sweep'),
     ({'laptop': [{'grid': {'seed': [1]}}, {'grid': {'seed': [1]}, 'fixed': {'name': 'b'}}]}, 'two runs'),
 ])
 def test_mistakes_are_found_before_the_first_run(spec, tmp_path, profiles, says, capsys):
@@ -107,10 +109,10 @@ def test_other_fixed_values_do_not_mix_with_older_runs(spec, tmp_path):
 def test_the_sweeps_that_are_kept_name_what_their_notebooks_have():
     from conftest import ROOT
     files = sorted((ROOT/'data/sweeps').glob('*.yaml'))
-    assert len(files) >= 9
+    assert len(files) >= 8
     for f in files:
         for profile in ('laptop', 'full'):
-            if profile == 'full' and f.stem in ('training_size', 'limit'):
+            if profile == 'full' and f.stem == 'training_size':
                 continue
             notebook, runs, _ = load_sweep(f, profile)
             seeds = {r['seed'] for r in runs.values()}
