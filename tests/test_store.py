@@ -291,6 +291,48 @@ def test_a_full_disk_stops_with_one_sentence_and_loses_nothing(tiny, tiny_store,
     assert all(after[k] == kept[k] for k in ('waves/c.0.0.0', 'labels/000000.csv', 'shards/000000.json'))
 
 
+FULL = """import sys
+from pathlib import Path
+import nanoshape.store as module
+from nanoshape.core import UserError
+from nanoshape.recipes import load_recipe
+from nanoshape.store import Store, verify
+recipe = load_recipe(sys.argv[1], structures=48)
+out, filler, write = Path(sys.argv[2])/'s', Path(sys.argv[2])/'filler', module._write_shard
+
+def then_full(*job):  # after the first shard somebody else takes what is left
+    n = write(*job)
+    if not filler.exists():
+        with open(filler, 'wb', buffering=0) as f:
+            try:
+                while f.write(bytes(4096)): pass
+            except OSError: pass
+    return n
+module._write_shard = then_full
+try: module.simulate(recipe, out, workers=0)
+except UserError as e: print(e, file=sys.stderr)
+else: sys.exit('the disk was not full')
+assert (out/'shards/000000.json').is_file() and not (out/'shards/000002.json').is_file() and not list(out.rglob('.*.tmp*'))
+before = (out/'waves/c.0.0.0').stat().st_mtime_ns
+filler.unlink()
+module._write_shard = write
+module.simulate(recipe, out, workers=0)
+assert verify(out) == []
+assert (out/'waves/c.0.0.0').stat().st_mtime_ns == before and len(Store(out)) == 48
+"""
+
+
+def test_a_real_disk_that_fills_up_keeps_what_is_written(tmp_path):
+    """On a small tmpfs of the test's own, in a mount namespace of its own."""
+    mount = f'mount -t tmpfs -o size=4m none {tmp_path}'
+    if not shutil.which('unshare') or subprocess.run(['unshare', '-rm', 'sh', '-c', mount], capture_output=True).returncode:
+        pytest.skip('this machine does not let a user mount a tmpfs in a namespace')
+    script = f'{mount} && exec "{sys.executable}" -W ignore -c "$CODE" "{TINY}" {tmp_path}'
+    env = {**os.environ, 'CODE': FULL, 'PYTHONPATH': str(ROOT), 'TQDM_DISABLE': '1'}
+    done = subprocess.run(['unshare', '-rm', 'sh', '-c', script], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 0 and 'is full' in done.stderr, done.stderr
+
+
 def _no_room(_): raise OSError(errno.ENOSPC, 'x', 'file')
 
 
