@@ -22,6 +22,7 @@ import numba
 import numpy as np
 import pandas as pd
 import torch, zarr
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 import nanoshape
 from .core import UserError, provenance, read_json, whole_file, write_json
@@ -301,18 +302,20 @@ class Store:
         if self.recipe.kind not in MAPS: raise UserError(f'{self.recipe.kind} have no truth maps; {" and ".join(MAPS)} have')
         return _rows(self, 'maps', idx)
 
-    def imaged(self,
-        **changes,  # of the recipe: the microscope's keys (`IMAGING`), `name`, or a smaller `out_gpts` (an aperture, not a camera)
-    )->'Store':
-        "The same waves under another microscope, or cut to fewer spatial frequencies. Raises `UserError` for changes that need other waves."
-        if other := [k for k in changes if k not in (*IMAGING, 'name', 'out_gpts')]:
-            raise UserError(f'{other[0]} decides the waves, which are there already: simulate another recipe')
-        view = copy(self)
-        view.recipe = make_recipe(**{**asdict(self.recipe), **changes})
-        view.sampling = view.recipe.sampling
-        if view.recipe.out_gpts > self.gpts: raise UserError(f'out_gpts: the stored waves have {self.gpts} pixels and no more')
-        if view.recipe.out_gpts < self.gpts and view.recipe.kind in MAPS: raise UserError('out_gpts: truth maps cannot be cut to coarser pixels')
-        return view
+# %% ../nbs/10_store.ipynb #9744d15a
+@patch
+def imaged(self:Store,
+    **changes,  # of the recipe: the microscope's keys (`IMAGING`), `name`, or a smaller `out_gpts` (an aperture, not a camera)
+)->Store:
+    "The same waves under another microscope, or cut to fewer spatial frequencies. Raises `UserError` for changes that need other waves."
+    if other := [k for k in changes if k not in (*IMAGING, 'name', 'out_gpts')]:
+        raise UserError(f'{other[0]} decides the waves, which are there already: simulate another recipe')
+    view = copy(self)
+    view.recipe = make_recipe(**{**asdict(self.recipe), **changes})
+    view.sampling = view.recipe.sampling
+    if view.recipe.out_gpts > self.gpts: raise UserError(f'out_gpts: the stored waves have {self.gpts} pixels and no more')
+    if view.recipe.out_gpts < self.gpts and view.recipe.kind in MAPS: raise UserError('out_gpts: truth maps cannot be cut to coarser pixels')
+    return view
 
 # %% ../nbs/10_store.ipynb #e8e1ff4a
 def _rows(store, name, idx):  # samples of one array, (n, y, x)

@@ -156,6 +156,7 @@ def tested(
     scores, y = _scored(model, store, items if items.ndim == 2 else pairs(items, 1), symmetries)
     return score(y, scores.softmax(1).numpy(), store.recipe.classes)
 
+# %% ../nbs/17_studies.ipynb #108bf326
 def predictions(
     model:nn.Module,
     card:dict,  # of the model: classes, temperature, symmetries
@@ -174,6 +175,7 @@ def predictions(
     angles = {k: np.degrees(t[k]) for k in t if k.startswith('angle_')}
     return out.assign(**angles, **{f'p_{c}': p for c, p in zip(card['classes'], probs.T.astype(float))}).round(5)
 
+# %% ../nbs/17_studies.ipynb #7715d7b1
 def write_scores(
     out:str|Path,
     params:dict,  # of the run
