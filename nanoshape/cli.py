@@ -212,7 +212,7 @@ def _data_commands(sub):
     w.add_argument('--profile', default='laptop', help='which grids of the file (default: laptop)')
     w.add_argument('--out', metavar='FOLDER', help='where the runs go (default: a folder under runs/)')
     w.add_argument('--table', metavar='FILE', help='the CSV file that collects them (default: in data/results/)')
-    w.add_argument('--workers', type=_count, default=1, metavar='N', help='runs at a time (default: 1, which has the whole machine)')
+    w.add_argument('--workers', type=_count, metavar='N', help='runs at a time (default: one per core, or one where there is a GPU)')
     w.add_argument('--scheduler', metavar='tcp://…', help='a Dask scheduler whose workers do it instead')
     w.set_defaults(run=sweep)
 

@@ -266,7 +266,7 @@ def _run(recipe, out, todo, workers, scheduler):
 
 # %% ../nbs/10_store.ipynb #8807bd76
 class Store:
-    "A finished store: `len`, `labels` (one row per sample), `recipe`, `sampling` (Å per pixel), `made_with` (versions), `waves(idx)`, `maps(idx)`."
+    "A finished store: `len`, `labels` (a row per sample), `recipe`, `sampling` (Å per pixel), `made_with` (versions), `waves(idx)`, `maps(idx)`."
     def __init__(self,
         path:str|Path,  # folder written by `simulate`
     ):
@@ -278,6 +278,11 @@ class Store:
         self.labels = self._labels()
 
     def __len__(self): return len(self.labels)
+
+    @property
+    def made_here(self)->bool:
+        "Whether the engine that made it is the one that is here."
+        return self.made_with.get('engine') == _engine()['engine']
 
     def _labels(self):
         try: t = pd.concat([pd.read_csv(_files(self.recipe, self.path, s)['labels'], float_precision='round_trip') for s in _shards(self.recipe)],

@@ -9,7 +9,7 @@ __all__ = ['waves', 'check_apart', 'train_and_test', 'subset', 'trained', 'teste
 # %% ../nbs/17_studies.ipynb #5382d5a0
 from dataclasses import asdict
 from pathlib import Path
-import time
+import time, warnings
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,7 @@ def waves(
     while not store:
         try: store = simulate(alone, Path(folder or project_root()/'runs/waves')/fingerprint(alone), workers)
         except Busy: time.sleep(2)
+    if not store.made_here: warnings.warn(f'{store.path} was made by another version of the engine: delete it to have it made anew', stacklevel=2)
     return store.imaged(name=recipe.name, **{k: getattr(recipe, k) for k in IMAGING})
 
 # %% ../nbs/17_studies.ipynb #8d390879
@@ -114,35 +115,33 @@ def subset(
     held:int,  # structures for the test
     seed:int,
     among=None,  # True for the samples that may be trained on; default: all
-)->tuple[np.ndarray,np.ndarray]:  # sample numbers for training and test
-    "Random samples for training, and the last structures for the test, the same for every seed. Raises `UserError` if there are too few."
-    s = store.labels.structure
+    watch:int=200,  # samples to watch the training by, at most
+)->tuple[np.ndarray,np.ndarray,np.ndarray]:  # sample numbers: for training, to watch it by, for the test
+    "Random samples to train on, other structures to watch by, the last structures for the test. Raises `UserError` if there are too few."
+    s = store.labels.structure.to_numpy()
     test = np.flatnonzero(s > s.max() - held)
-    rest = np.flatnonzero((s <= s.max() - held) & (True if among is None else np.asarray(among)))
-    if len(rest) < n: raise UserError(f'{len(rest)} samples are left beside the test set, {n} are wanted: simulate more structures')
-    return rng(seed, 'subset').permutation(rest)[:n], test
+    rest = rng(seed, 'subset').permutation(np.flatnonzero((s <= s.max() - held) & (True if among is None else np.asarray(among))))
+    train, others = rest[:n], rest[n:][~np.isin(s[rest[n:]], s[rest[:n]])]
+    if len(train) < n or not len(others):
+        raise UserError(f'{len(rest)} samples are left beside the test set: too few to train on {n} and watch by others; simulate more structures')
+    return train, others[:watch], test
 
 # %% ../nbs/17_studies.ipynb #36d61cc4
 def trained(
     store:Store,
     train,  # sample numbers; or pairs of sample and image, for a frozen set
+    watch,  # sample numbers, to watch the training by: written into its log, and not used otherwise
     out:str|Path,  # folder of the run, for the log and the checkpoint
     arch:str='fringes',
     steps:int=1500,  # batches, about
     lr:float=4e-3,
     seed:int=0,
-    valid=None,  # sample numbers to watch the training by; default: a tenth of the structures, 300 at most, taken from `train`
     bs:int=32,
 )->nn.Module:
     "A network trained on these samples; goes on behind the last finished epoch of a killed training."
-    train, out = np.asarray(train), Path(out)
-    if valid is None:
-        samples = np.unique(train.reshape(len(train), -1)[:, 0])
-        valid = samples[split_by_structure(store.labels.iloc[samples], min(.1, 300/len(samples)), 0, seed)[1]]
-        train = train[~np.isin(train.reshape(len(train), -1)[:, 0], valid)]
+    out, epochs = Path(out), max(1, round(steps*bs/len(train)))
     out.mkdir(parents=True, exist_ok=True)
-    epochs = max(1, round(steps*bs/len(train)))
-    return fit_model(dataloaders(store, train, valid, bs), arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt').model
+    return fit_model(dataloaders(store, train, watch, bs), arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt').model
 
 # %% ../nbs/17_studies.ipynb #e553896f
 def tested(
@@ -180,9 +179,11 @@ def write_scores(
     out:str|Path,
     params:dict,  # of the run
     tests:dict[str,dict],  # name → score
+    store:Store,  # of the training waves
 ):
-    "metrics.json of an experiment."
-    write_json(Path(out)/'metrics.json', dict(params=params, tests=tests, **provenance()))
+    "metrics.json of an experiment: scores, versions, and what made the waves."
+    made = {f'waves_{k}': store.made_with.get(k) for k in ('commit', 'engine')}
+    write_json(Path(out)/'metrics.json', dict(params=params, tests=tests, waves=store.path.name, **made, **provenance()))
 
 # %% ../nbs/17_studies.ipynb #392a1755
 def simulated_micrograph(

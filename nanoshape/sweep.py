@@ -9,10 +9,11 @@ __all__ = ['check_parameters', 'run_notebook', 'grid', 'load_sweep', 'collect', 
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
-import json, re, shutil, subprocess, sys
+import json, os, re, shutil, subprocess, sys
 
 import pandas as pd
 import papermill
+import torch
 from tqdm.auto import tqdm
 from .core import UserError, project_root, read_json, read_yaml, whole_file, write_json
 
@@ -39,6 +40,7 @@ def run_notebook(
     notebook:str|Path,  # with a cell tagged `parameters`, one of them `out`
     out:str|Path,  # the run's folder; the executed notebook goes there
     timeout:float|None=None,  # s
+    threads:int|None=None,  # of torch and numba; default: theirs
     **params,
 )->dict:  # what the notebook wrote into metrics.json
     "Run an experiment in its own process. Raises `UserError` for wrong parameters, `RuntimeError` with the traceback's end if it fails."
@@ -48,7 +50,8 @@ def run_notebook(
     write_json(out/'params.json', params)
     args = [str(Path(notebook).absolute()), str(out/'notebook.ipynb'), str(out/'params.json'), str(out)]
     command = [sys.executable, '-W', 'ignore', '-c', _RUN, *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=project_root())
+    env = os.environ | ({f'{k}_NUM_THREADS': str(threads) for k in ('OMP', 'MKL', 'NUMBA')} if threads else {})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=project_root(), env=env)
     if done.returncode:
         raise RuntimeError(f'{Path(notebook).name} failed in {out}:\n{done.stderr[-2000:]}')
     return read_json(out/'metrics.json')
@@ -106,16 +109,18 @@ def collect(
     return pd.DataFrame(rows)
 
 # %% ../nbs/18_sweep.ipynb #9c946c54
-def _try(notebook, folder, params):  # one run → None, or what went wrong
-    try: run_notebook(notebook, folder, **params)
+def _try(notebook, folder, params, threads=None):  # one run → None, or what went wrong
+    try: run_notebook(notebook, folder, threads=threads, **params)
     except (RuntimeError, OSError, UserError) as e:
         with whole_file(folder/'failure.txt') as part: part.write_text(str(e), encoding='utf-8')
         return str(e).strip().splitlines()[-1]
     (folder/'failure.txt').unlink(missing_ok=True)
 
 def _in_turn(jobs, workers):  # yields (folder, failure) as runs end
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    workers = workers or (1 if torch.cuda.is_available() else cores)
     with ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(_try, *j): j[1] for j in jobs}
+        futures = {pool.submit(_try, *j, max(1, cores//workers)): j[1] for j in jobs}
         try: yield from ((futures[f], f.result()) for f in as_completed(futures))
         finally: pool.shutdown(cancel_futures=True)
 
@@ -125,11 +130,13 @@ def _on_cluster(jobs, scheduler):
     except (OSError, ValueError, TypeError) as e: raise UserError(f'no Dask scheduler answers at {scheduler} ({e or type(e).__name__})') from None
     with client, client.as_current():
         futures = {client.submit(_try, *j, pure=False): j[1] for j in jobs}
-        yield from ((futures[f], f.result()) for f in finished(futures, loop=client.loop))
+        for f in finished(futures, loop=client.loop):  # a lost worker or scheduler is a failed run, too
+            yield futures[f], f.result() if f.status == 'finished' else f'the cluster gave it up ({f.status}): run the sweep again'
 
 # %% ../nbs/18_sweep.ipynb #8a92903b
 def _keep(folder, files):  # copies of a run's files
     for name, to in files.items():
+        if not (folder/name).is_file(): raise UserError(f'the sweep keeps {name}, and its first run, {folder}, wrote no such file')
         (project_root()/to).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(project_root()/to) as tmp: shutil.copyfile(folder/name, tmp)
 
@@ -143,7 +150,7 @@ def sweep(
     profile:str='laptop',
     out:str|Path|None=None,  # folder for the runs; default: runs/<name>-<profile>
     table:str|Path|None=None,  # CSV file that collects them; default: data/results/<name>.csv, with _<profile> if that is not laptop
-    workers:int=1,  # runs at a time
+    workers:int|None=None,  # runs at a time; default: one per core, or one where there is a GPU
     scheduler:str|None=None,  # address of a Dask scheduler, 'tcp://…', whose workers do it instead
 )->tuple[pd.DataFrame,dict[str,str]]:  # the table; failed runs → the last line of their traceback
     "Run what is missing of a grid, with a progress bar, then collect. Parameters are checked before the first run."

@@ -132,12 +132,13 @@ def test_waves_are_shared_whatever_the_microscope(tiny, tmp_path):
 
 def test_a_subset_leaves_the_test_alone(tiny_store):
     from nanoshape.studies import subset
-    (a, test), (b, same) = (subset(tiny_store, 20, 10, s) for s in (0, 1))
+    (a, watch, test), (b, _, same) = (subset(tiny_store, 20, 10, s) for s in (0, 1))
+    assert len(watch) == 10 and not set(watch) & (set(a) | set(test)) and len(subset(tiny_store, 20, 10, 0, watch=3)[1]) == 3
     assert set(test) == set(range(30, 40)) == set(same) and len(set(a)) == 20 and set(a) != set(b) and not set(a) & set(test)
     small = tiny_store.labels['size'] < tiny_store.labels['size'].median()
     assert small[subset(tiny_store, 5, 10, 0, small)[0]].all()
     with pytest.raises(UserError, match='simulate more'):
-        subset(tiny_store, 31, 10, 0)
+        subset(tiny_store, 30, 10, 0)
 
 
 def test_training_and_test_need_seeds_of_their_own(tiny, tmp_path):
