@@ -99,7 +99,7 @@ def _finish(model, store, fit, valid, held, items, out, params):  # calibrate, t
     probs = (scores/t).softmax(1).numpy()
     answered = probs.max(1) >= threshold
     right = probs.argmax(1) == y
-    metrics = dict(params=params, n_train=len(fit), n_valid=len(valid), **score(y, probs, store.recipe.classes),
+    metrics = dict(params=params, n_train=len(fit), n_valid=len(valid), **score(y, probs, store.recipe.classes, held.labels.structure.to_numpy()[items[:, 0]]),
                    temperature=t, threshold=threshold, answered=float(answered.mean()),
                    accuracy_answered=float(right[answered].mean()) if answered.any() else None, **provenance())
     save_model(out/'model.safetensors', model, params['arch'], store.recipe.classes, store.sampling, store.recipe.out_gpts,
@@ -152,8 +152,9 @@ def tested(
 )->dict:  # as `score`
     "The score on frozen images."
     items = pairs(range(len(store)), store.recipe.images) if items is None else np.asarray(items)
-    scores, y = _scored(model, store, items if items.ndim == 2 else pairs(items, 1), symmetries)
-    return score(y, scores.softmax(1).numpy(), store.recipe.classes)
+    items = items if items.ndim == 2 else pairs(items, 1)
+    scores, y = _scored(model, store, items, symmetries)
+    return score(y, scores.softmax(1).numpy(), store.recipe.classes, store.labels.structure.to_numpy()[items[:, 0]])
 
 # %% ../nbs/17_studies.ipynb #108bf326
 def predictions(
