@@ -99,7 +99,8 @@ def _finish(model, store, fit, valid, held, items, out, params):  # calibrate, t
     probs = (scores/t).softmax(1).numpy()
     answered = probs.max(1) >= threshold
     right = probs.argmax(1) == y
-    metrics = dict(params=params, n_train=len(fit), n_valid=len(valid), **score(y, probs, store.recipe.classes, held.labels.structure.to_numpy()[items[:, 0]]),
+    metrics = dict(params=params, n_train=len(fit), n_valid=len(valid),
+                   **score(y, probs, store.recipe.classes, held.labels.structure.to_numpy()[items[:, 0]]),
                    temperature=t, threshold=threshold, answered=float(answered.mean()),
                    accuracy_answered=float(right[answered].mean()) if answered.any() else None, **provenance())
     save_model(out/'model.safetensors', model, params['arch'], store.recipe.classes, store.sampling, store.recipe.out_gpts,

@@ -68,6 +68,19 @@ def test_an_interrupted_sweep_goes_on_and_two_workers_agree(spec, tmp_path):
     assert (tmp_path/'t.csv').read_bytes() == whole and {k for k in first if again[k] != first[k]} == {'seed=1'}
 
 
+def test_runs_share_out_the_cores_and_a_file_to_keep_must_be_there(spec, notebook, tmp_path):
+    nb = nbformat.read(notebook, 4)
+    nb.cells[1].source += "\nimport os; pathlib.Path(out, 'threads').write_text(os.environ.get('OMP_NUM_THREADS', 'theirs'))"
+    nbformat.write(nb, notebook)
+    laptop = dict(grid=dict(seed=[0]), keep={'absent.npz': str(tmp_path/'kept.npz'), 'threads': str(tmp_path/'kept')})
+    with pytest.raises(UserError, match='keeps absent.npz'):
+        sweep(spec(laptop=laptop), out=tmp_path/'runs', table=tmp_path/'t.csv', workers=64)
+    assert not (tmp_path/'kept.npz').exists() and (tmp_path/'t.csv').is_file(), 'the table is there all the same'
+    laptop['keep'].pop('absent.npz')
+    sweep(spec(laptop=laptop), out=tmp_path/'runs', table=tmp_path/'t.csv')
+    assert (tmp_path/'kept').read_text() == '1', 'more runs at a time than cores: a thread each'
+
+
 def test_a_cluster_gives_the_same_table(spec, tmp_path):
     from distributed import LocalCluster
     file = spec(laptop=[dict(grid=dict(seed=[0, 1])), dict(fixed=dict(name='b/c'), grid=dict(name=['b/c'], seed=[0]))])
