@@ -4,6 +4,7 @@ from pathlib import Path
 
 os.environ.setdefault('MPLBACKEND', 'agg')
 
+import numpy as np
 import pytest
 
 from nanoshape.core import project_root, shared_data
@@ -52,3 +53,21 @@ def run(tiny, tmp_path_factory):
     from nanoshape.studies import train_and_test
     out = tmp_path_factory.mktemp('run')/'run'
     return out, train_and_test(tiny, out, 'cnn4', epochs=2, workers=0)
+
+
+@pytest.fixture
+def grey():
+    """A grey image: two dark discs on noise; 0.6 Å per pixel, 12 × 15 nm."""
+    g = np.random.default_rng(0)
+    image = g.normal(150, 12, (200, 250))
+    yy, xx = np.mgrid[:200, :250]
+    for y, x, r in ((60, 70, 30), (120, 180, 42)):
+        image[(yy - y)**2 + (xx - x)**2 <= r*r] -= 40
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def one_sentence(e):
+    """The words of an error that a person can read."""
+    text = str(e.value)
+    assert '\n' not in text and 20 < len(text) < 400 and 'Traceback' not in text
+    return text

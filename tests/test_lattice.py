@@ -1,0 +1,67 @@
+"""Spots, planes, zone axes, and pixel sizes from them."""
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from nanoshape.core import UserError, rng, torch_rng
+from nanoshape.lattice import calibrate, find_spots, indexed
+from nanoshape.microscope import Microscope, images
+from nanoshape.multislice import exit_waves
+from nanoshape.orientations import rotated
+from nanoshape.reading import Micrograph
+from nanoshape.structures import assemble, particle
+from nanoshape.supports import amorphous
+
+
+@pytest.fixture(scope='module')
+def field():
+    """Six particles along ⟨011⟩ and ⟨001⟩, turned in the plane, on 1.5 nm of carbon: 24 nm at 0.5 Å per pixel."""
+    turns = [Rotation.from_euler('z', a, degrees=True)*Rotation.align_vectors([[0, 0, 1]], [v])[0]
+             for a, v in ((10, [0, 1, 1]), (40, [0, 0, 1]), (75, [0, 1, 1]), (100, [0, 0, 1]), (130, [0, 1, 1]), (160, [0, 0, 1]))]
+    parts = [rotated(particle('cuboctahedron', 55., rng(0), 'Au'), t.as_matrix()) for t in turns]
+    places = [(x, y) for y in (-60, 60) for x in (-80, 0, 80)]
+    wave = exit_waves(assemble(parts, 240., amorphous(240., 15, rng(0)), places), 720, 300e3, out_gpts=480)
+    return images(wave, Microscope(300e3, defocus=60., focal_spread=30., dose=5e3), .5, torch_rng(0)).numpy()
+
+
+@pytest.mark.parametrize('header', [.5, .575, .425])
+def test_the_pixel_size_is_found_whatever_the_header_says(field, header):
+    c = calibrate(Micrograph(field, header, 'field'))
+    assert abs(c['sampling'] - .5) < .006 and abs(c['sampling'] - .5) < 4*c['error'] + .002
+    assert abs(c['header'] - header/.5) < .02*header/.5 and c['spots']['111'] >= 3 and c['spots']['200'] >= 3
+
+
+def test_where_the_rings_do_not_decide_it_nothing_is_claimed():
+    g = np.random.default_rng(0)
+    noise = Micrograph(g.normal(size=(400, 400)).astype(np.float32), .5, 'noise')
+    with pytest.raises(UserError, match='fringes of two kinds'):
+        calibrate(noise)
+    y, x = np.mgrid[:400, :400]
+    one = Micrograph((noise.image + np.cos(2*np.pi*(.2*x + .1*y))).astype(np.float32), .5, 'one kind of fringe')
+    with pytest.raises(UserError, match='fringes of two kinds'):
+        calibrate(one)
+
+
+def test_a_turned_particle_has_the_same_axis():
+    for angle in (0, 33, 71):
+        turn = Rotation.from_euler('z', angle, degrees=True)*Rotation.align_vectors([[0, 0, 1]], [[0, 1, 1]])[0]
+        atoms = assemble(rotated(particle('octahedron', 45., rng(0), 'Au'), turn.as_matrix()), 80.)
+        wave = exit_waves(atoms, 384, 300e3, out_gpts=192)
+        im = images(wave, Microscope(300e3, defocus=40., focal_spread=30., dose=3e3), 80/192, torch_rng(0)).numpy()
+        found = indexed(find_spots(im[32:160, 32:160]), 80/192)
+        assert found['axis'] == '011' and found['planes'].count('111') == 2
+
+
+def test_off_any_axis_no_axis_is_named():
+    turn = Rotation.align_vectors([[0, 0, 1]], [[.31, .52, .8]])[0]
+    wave = exit_waves(assemble(rotated(particle('octahedron', 45., rng(0), 'Au'), turn.as_matrix()), 80.), 384, 300e3, out_gpts=192)
+    im = images(wave, Microscope(300e3, defocus=40., focal_spread=30., dose=3e3), 80/192, torch_rng(0)).numpy()
+    assert indexed(find_spots(im[32:160, 32:160]), 80/192)['axis'] == ''
+
+
+def test_the_real_tiles_calibrate_themselves(sintering):
+    """4.0 and 3.42 pixels, says the data's README: 0.0586 nm per pixel if the metal is gold."""
+    tiles = [np.asarray(Image.open(p))[..., 0].astype(np.float32) for p in sorted(sintering.glob('train_image_*.png'))]
+    c = calibrate([Micrograph(t, .586, 'tile') for t in tiles])
+    assert abs(c['sampling'] - .586) < .006 and c['spots']['111'] > 3*c['spots']['200'] > 0

@@ -1,0 +1,339 @@
+"""Files off microscopes: what is read from them, and what is refused."""
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import one_sentence
+from dm import write_dm
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from nanoshape import reading
+from nanoshape.core import UserError
+from nanoshape.reading import MAX_PIXELS, Micrograph, burnt_in, check_field, frames, read, resampled
+
+# ---- formats
+
+@pytest.mark.parametrize('name', ['a.png', 'a.jpg', 'a.tif', 'rgba.png', 'la.png', '16bit.tif', 'float.tif', 'upper.TIF'])
+def test_grey_images_in_all_their_forms(tmp_path, grey, name):
+    path = tmp_path/name
+    if name == 'rgba.png':
+        Image.fromarray(np.dstack([grey]*3 + [np.full_like(grey, 255)])).save(path)
+    elif name == 'la.png':
+        Image.fromarray(grey).convert('LA').save(path)
+    elif name == '16bit.tif':
+        tifffile.imwrite(path, grey.astype(np.uint16)*100)
+    elif name == 'float.tif':
+        tifffile.imwrite(path, grey.astype(np.float32)/255)
+    elif name.endswith(('tif', 'TIF')):
+        tifffile.imwrite(path, grey)
+    else:
+        Image.fromarray(grey).save(path, quality=95)
+    m = read(path, sampling=.6)
+    assert m.image.shape == grey.shape and m.image.dtype == np.float32 and m.sampling == .6
+    assert np.corrcoef(m.image.ravel(), grey.ravel())[0, 1] > (.95 if name == 'a.jpg' else .9999), 'the axes or the values have changed'
+
+
+def test_the_files_own_pixel_size_is_used_and_can_be_overruled(tmp_path, grey):
+    tifffile.imwrite(tmp_path/'a.tif', grey, imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm'})
+    assert abs(read(tmp_path/'a.tif').sampling - .6) < 1e-4  # TIFF keeps it as a fraction
+    assert read(tmp_path/'a.tif', sampling=.5).sampling == .5
+
+
+def test_emd_is_read(tmp_path, grey):
+    from rsciio.emd import file_writer
+    axis = dict(units='nm', scale=.06, offset=0., navigate=False)
+    axes = [dict(axis, name=n, size=s, index_in_array=i) for i, (n, s) in enumerate(zip('yx', grey.shape))]
+    metadata = {'General': {'title': 'x'}, 'Signal': {}}
+    file_writer(str(tmp_path/'a.emd'), dict(data=grey.astype(np.float32), axes=axes, metadata=metadata, original_metadata={}))
+    m = read(tmp_path/'a.emd')
+    assert abs(m.sampling - .6) < 1e-6 and np.allclose(m.image, grey)
+
+
+def test_one_frame_of_a_stack(tmp_path, grey):
+    stack = np.stack([grey, 255 - grey, grey//2])
+    tifffile.imwrite(tmp_path/'s.tif', stack, imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
+    with pytest.raises(UserError, match='stack of 3') as e:
+        read(tmp_path/'s.tif')
+    assert '--frame' in one_sentence(e)
+    m = read(tmp_path/'s.tif', frame=1)
+    assert np.array_equal(m.image, 255 - grey) and '1' in m.name
+    with pytest.raises(UserError, match='no frame 3'):
+        read(tmp_path/'s.tif', frame=3)
+
+
+# ---- what is refused
+
+def write(path, image):
+    Image.fromarray(image).save(path) if path.suffix == '.png' else tifffile.imwrite(path, image)
+    return path
+
+
+@pytest.mark.parametrize('make, how, says', [
+    (lambda d, g: d/'none.png', {}, 'no file'),
+    (lambda d, g: d, {}, 'no file'),
+    (lambda d, g: (d/'a.txt').write_text('hello') and d/'a.txt', {}, 'known kind'),
+    (lambda d, g: (d/'a.npy').write_bytes(b'\x93NUMPY') and d/'a.npy', {}, 'known kind'),
+    (lambda d, g: (d/'a.png').write_text('hello') and d/'a.png', {}, 'damaged'),
+    (lambda d, g: (d/'a.dm4').write_bytes(b'\0'*100) and d/'a.dm4', {}, 'damaged'),
+    (lambda d, g: (d/'a.dm3').write_bytes(b'') or d/'a.dm3', {}, 'damaged'),
+    (lambda d, g: (d/'a.mrc').write_bytes(b'x'*2000) and d/'a.mrc', {}, 'cannot hold'),
+    (lambda d, g: (d/'a.ser').write_bytes(b'x'*2000) and d/'a.ser', {}, 'damaged'),
+    (lambda d, g: (d/'a.emd').write_bytes(b'x'*2000) and d/'a.emd', {}, 'damaged'),
+    (lambda d, g: write(d/'a.png', g), dict(sampling=None), '--pixel-size'),
+    (lambda d, g: write(d/'a.tif', g), dict(sampling=None), '--pixel-size'),
+    (lambda d, g: write(d/'a.png', g), dict(sampling=1.3), 'cannot show the lattice'),
+    (lambda d, g: write(d/'a.png', g), dict(sampling=0.), 'impossible'),
+    (lambda d, g: write(d/'a.png', g), dict(sampling=-1.), 'impossible'),
+    (lambda d, g: write(d/'a.png', g), dict(sampling=float('nan')), 'impossible'),
+    (lambda d, g: write(d/'a.png', np.dstack([g, g, g//2])), {}, 'colour'),
+    (lambda d, g: write(d/'a.png', np.dstack([g, g, g//2, g*0 + 255])), {}, 'colour'),
+    (lambda d, g: write(d/'a.png', np.dstack([g, g, g, g])), {}, 'transparent'),
+    (lambda d, g: write(d/'a.tif', np.dstack([g, g, g//2])), {}, 'colour'),
+    (lambda d, g: write(d/'a.tif', np.where(g > 150, np.nan, g).astype(np.float32)), {}, 'not numbers'),
+    (lambda d, g: write(d/'a.tif', np.where(g > 150, np.inf, g).astype(np.float32)), {}, 'not numbers'),
+    (lambda d, g: write(d/'a.tif', np.zeros((200, 200), np.float32)), {}, 'same everywhere'),
+    (lambda d, g: write(d/'a.tif', np.zeros((2, 3, 60, 60), np.float32) + np.arange(60)), {}, 'dimensions|stack'),
+    (lambda d, g: write(d/'a.tif', (g + 1j*g).astype(np.complex64)), {}, 'real-valued'),
+])
+def test_bad_input_is_refused_in_one_sentence(tmp_path, grey, make, how, says):
+    path = make(tmp_path, grey)
+    with pytest.raises(UserError, match=says) as e:
+        read(path, **{'sampling': .6, **how})
+    one_sentence(e)
+
+
+def test_a_truncated_file_is_refused(tmp_path, grey):
+    for name in ('a.png', 'a.tif'):
+        data = write(tmp_path/name, grey).read_bytes()
+        (tmp_path/name).write_bytes(data[:len(data)//2])
+        with pytest.raises(UserError) as e:
+            read(tmp_path/name, sampling=.6)
+        one_sentence(e)
+
+
+def test_a_declared_size_is_looked_at_before_memory_is_taken(tmp_path):
+    chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', 60000, 60000, 8, 0, 0, 0, 0))
+    (tmp_path/'huge.png').write_bytes(b'\x89PNG\r\n\x1a\n' + header + chunk(b'IEND', b''))
+    with pytest.raises(UserError) as e:
+        read(tmp_path/'huge.png', sampling=.6)
+    one_sentence(e)
+
+
+def test_axes_in_the_units_that_microscopes_use():
+    from nanoshape.reading import _scales
+    axis = lambda name, scale, units: dict(name=name, scale=scale, units=units, navigate=False)
+    with pytest.raises(UserError, match='diffraction'):
+        _scales([axis('y', .1, '1/nm'), axis('x', .1, '1/nm')])
+    assert _scales([axis('y', 1., 'px'), axis('x', 1., '')]) is None and _scales([axis('y', 0., 'nm'), axis('x', 0., 'nm')]) is None
+    assert np.allclose(_scales([axis('y', 50., 'pm'), axis('x', 50., 'pm')]), .5)
+    assert np.allclose(_scales([axis('y', 5e-5, 'µm'), axis('x', 1e-4, 'um')]), [.5, 1.])
+
+
+def test_a_micrograph_smaller_than_one_field_is_refused(grey):
+    with pytest.raises(UserError, match='less than the 10 nm') as e:
+        check_field(Micrograph(grey.astype(np.float32), .4, 'small.png'), 100)
+    one_sentence(e)
+
+
+# ---- what microscopes write
+
+@pytest.mark.parametrize('version', [3, 4])
+@pytest.mark.parametrize('kind', ['uint8', 'int16', 'uint16', 'int32', 'float32', 'float64'])
+def test_dm_files_of_both_versions(tmp_path, grey, version, kind):
+    m = read(write_dm(tmp_path/f'a.dm{version}', grey.astype(kind), .06, kilovolts=200, version=version))
+    assert np.array_equal(m.image, grey) and abs(m.sampling - .6) < 1e-6 and m.voltage == 200e3 and m.hidden is None and m.notes == ()
+
+
+def test_units_and_oblong_pixels_of_a_dm_file(tmp_path, grey):
+    assert abs(read(write_dm(tmp_path/'a.dm3', grey, 60., 'pm')).sampling - .6) < 1e-6
+    m = read(write_dm(tmp_path/'b.dm3', grey, (.06, .09)))
+    assert m.image.shape == (300, 250) and abs(m.sampling - .6) < 1e-6 and 'made square' in m.notes[0]
+    assert np.corrcoef(m.image[:, 100], resampled(grey, (.9, .6), .6)[:, 100])[0, 1] > .999
+    with pytest.raises(UserError, match='more like lines'):
+        read(write_dm(tmp_path/'c.dm3', grey, (.01, .09)))
+    with pytest.raises(UserError, match='reciprocal'):
+        read(write_dm(tmp_path/'d.dm3', grey, .1, '1/nm'))
+
+
+@pytest.mark.parametrize('mode', ['STEM', 'STEM NANOPROBE', 'SEM'])
+def test_scanned_images_are_refused(tmp_path, grey, mode):
+    with pytest.raises(UserError, match='scanned image') as e:
+        read(write_dm(tmp_path/'a.dm3', grey, mode=mode))
+    one_sentence(e)
+
+
+def write_mrc(path, a, pixel=.6, mode=None, size=None):
+    """An MRC file of one image or a stack; `size` is what the header declares."""
+    a = np.atleast_3d(a.T).T
+    nx, ny, nz = size or a.shape[::-1]
+    mode = {'int8': 0, 'int16': 1, 'float32': 2, 'uint16': 6}[a.dtype.name] if mode is None else mode
+    head = struct.pack('<10i', nx, ny, nz, mode, 0, 0, 0, nx, ny, nz) + struct.pack('<6f', nx*pixel, ny*pixel, nz*pixel, 90, 90, 90)
+    path.write_bytes((head + struct.pack('<3i', 1, 2, 3)).ljust(208, b'\0') + b'MAP ' + b'DA\0\0' + b'\0'*(1024 - 216) + a.tobytes())
+    return path
+
+
+@pytest.mark.parametrize('kind', ['int8', 'int16', 'uint16', 'float32'])
+def test_mrc_files(tmp_path, grey, kind):
+    m = read(write_mrc(tmp_path/'a.mrc', (grey//2).astype(kind)))
+    assert sorted(m.image.shape) == sorted(grey.shape) and abs(m.sampling - .6) < 1e-4
+    assert {float(m.image.min()), float(m.image.max())} == {float((grey//2).min()), float((grey//2).max())}
+
+
+@pytest.mark.parametrize('compression', ['lzw', 'zlib', 'packbits', 'jpeg'])
+def test_compressed_tiff(tmp_path, grey, compression):
+    tifffile.imwrite(tmp_path/'a.tif', grey, compression=compression)
+    assert np.abs(read(tmp_path/'a.tif', sampling=.6).image - grey).mean() < (6 if compression == 'jpeg' else 1e-6)
+
+
+def test_a_negative_is_made_positive(tmp_path, grey):
+    tifffile.imwrite(tmp_path/'a.tif', 255 - grey, photometric='miniswhite')
+    m = read(tmp_path/'a.tif', sampling=.6)
+    assert np.corrcoef(m.image.ravel(), grey.ravel())[0, 1] > .999 and 'inverted' in m.notes[0]
+    m = read(write_dm(tmp_path/'b.dm3', 255 - grey), inverted=True)
+    assert np.corrcoef(m.image.ravel(), grey.ravel())[0, 1] > .999
+
+
+def test_the_frames_of_a_movie_one_by_one(tmp_path, grey):
+    stack = np.stack([np.roll(grey, 5*k, 1) for k in range(4)])
+    tifffile.imwrite(tmp_path/'s.tif', stack, imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
+    seen = list(frames(tmp_path/'s.tif'))
+    assert len(seen) == 4 and all(np.array_equal(m.image, s) for m, s in zip(seen, stack)) and seen[2].name == 's.tif [2]'
+    assert len(list(frames(write_dm(tmp_path/'one.dm3', grey)))) == 1
+
+
+# ---- scale bars
+
+@pytest.mark.parametrize('background', [None, 0])
+@pytest.mark.parametrize('place', [(182, 12), (182, 180), (8, 12)])
+def test_a_burnt_in_bar_is_painted_over(tmp_path, grey, background, place):
+    y, x = place
+    marked = grey.copy()
+    if background is not None:
+        marked[y - 4:y + 16, x - 4:x + 56] = background
+    marked[y + 8:y + 11, x:x + 50] = 255
+    for k in range(4):  # a label of four strokes
+        marked[y:y + 5, x + 12*k:x + 12*k + 2] = 255
+    Image.fromarray(marked).save(tmp_path/'a.png')
+    m = read(tmp_path/'a.png', sampling=.6)
+    changed = marked != grey
+    assert m.hidden[changed].mean() > .97 and m.hidden.mean() < .1 and 'scale bar' in m.notes[0]
+    assert abs(m.image[m.hidden].mean() - grey.mean()) < 25 and m.image[m.hidden].max() < 250
+
+
+def test_a_strip_of_words_is_hidden_whole(tmp_path, grey):
+    marked = np.vstack([grey, np.zeros((24, grey.shape[1]), np.uint8)])
+    marked[208:216, 10:200:7] = 255
+    Image.fromarray(marked).save(tmp_path/'a.png')
+    m = read(tmp_path/'a.png', sampling=.6)
+    assert m.hidden[200:].all() and not m.hidden[:190].any()
+
+
+def test_no_bar_is_seen_where_there_is_none(grey, request):
+    assert not burnt_in(grey).any()
+    clipped = grey.clip(120, 160)  # a detector at its limits
+    assert not burnt_in(clipped).any()
+    g = np.random.default_rng(0)
+    for _ in range(20):
+        assert not burnt_in(g.poisson(g.uniform(.5, 50), (128, 128)).astype(np.float32)).any()
+
+
+# ---- damaged files: whatever happens, one sentence, soon, and in little memory
+
+def valid_files(folder, image):
+    a = image[:64, :80]
+    yield write_dm(folder/'v.dm3', a.astype(np.int16)), a
+    yield write_dm(folder/'v.dm4', a.astype(np.float32), version=4), a
+    yield write_mrc(folder/'v.mrc', a.astype(np.float32)), a
+    tifffile.imwrite(folder/'v.tif', a.astype(np.uint16), compression='lzw')
+    yield folder/'v.tif', a
+    tifffile.imwrite(folder/'w.tif', a.astype(np.float32))
+    yield folder/'w.tif', a
+    Image.fromarray(a).save(folder/'v.png')
+    yield folder/'v.png', a
+    Image.fromarray(a).save(folder/'v.jpg')
+    yield folder/'v.jpg', a
+    from rsciio.emd import file_writer
+    axes = [dict(name=n, units='nm', scale=.06, offset=0., size=s, index_in_array=i, navigate=False) for i, (n, s) in enumerate(zip('yx', a.shape))]
+    signal = dict(data=a.astype(np.float32), axes=axes, metadata={'General': {'title': ''}, 'Signal': {}}, original_metadata={})
+    file_writer(str(folder/'v.emd'), signal)
+    yield folder/'v.emd', a
+
+
+def attempt(path):
+    """Read it: an image that can be analysed, or one sentence; in less than 20 s."""
+    start = time.monotonic()
+    try:
+        m = read(path, sampling=.6)
+    except UserError as e:
+        text = str(e)
+        assert '\n' not in text and 20 < len(text) < 400, text
+        outcome = text
+    else:
+        assert np.isfinite(m.image).all() and m.image.ndim == 2 and m.image.size <= MAX_PIXELS
+        outcome = None
+    assert time.monotonic() - start < 20
+    return outcome
+
+
+def test_two_hundred_truncated_and_flipped_files(tmp_path, grey):
+    g, refused, tried = np.random.default_rng(0), 0, 0
+    for path, _ in valid_files(tmp_path, grey):
+        assert attempt(path) is None, f'{path.name} is sound'
+        data = path.read_bytes()
+        damaged = [data[:n] for n in (0, 1, 4, 16, len(data)//10, len(data)//2, len(data) - 1)]
+        for _ in range(18):
+            flipped = bytearray(data)
+            for at in g.integers(0, min(len(data), 1200), g.integers(1, 5)):
+                flipped[at] ^= 1 << int(g.integers(8))
+            damaged.append(bytes(flipped))
+        for k, d in enumerate(damaged):
+            (tmp_path/f'd{k}{path.suffix}').write_bytes(d)
+            refused += attempt(tmp_path/f'd{k}{path.suffix}') is not None
+            tried += 1
+    assert tried >= 200 and refused >= 7*8 - 8, f'{refused} of {tried} refused'
+
+
+@pytest.mark.parametrize('size', [(2**30, 2**30, 1), (2**31 - 1, 1, 1), (0, 64, 1), (-5, 64, 1), (64, 64, 2**30), (1, 1, 1)])
+def test_absurd_sizes_in_a_header(tmp_path, size):
+    assert attempt(write_mrc(tmp_path/'a.mrc', np.ones((64, 80), np.float32), size=size))
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (1, 300), (300, 1), (2, 2)])
+def test_images_of_hardly_any_pixels(tmp_path, shape):
+    g = np.random.default_rng(0)
+    tifffile.imwrite(tmp_path/'a.tif', g.random(shape).astype(np.float32))
+    said = attempt(tmp_path/'a.tif')
+    if said is None:
+        with pytest.raises(UserError, match='less than the'):
+            check_field(read(tmp_path/'a.tif', sampling=.6), 100)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(['.dm3', '.dm4', '.mrc', '.tif', '.png', '.ser', '.emd', '.jpg']), data=st.binary(max_size=4000),
+       magic=st.booleans())
+def test_any_bytes_under_any_name(tmp_path, kind, data, magic):
+    start = {'.dm3': b'\0\0\0\3', '.dm4': b'\0\0\0\4', '.tif': b'II*\0\x08\0\0\0', '.png': b'\x89PNG\r\n\x1a\n', '.jpg': b'\xff\xd8\xff\xe0',
+             '.emd': b'\x89HDF\r\n\x1a\n', '.ser': b'II\x97\x01'}.get(kind, b'')
+    (tmp_path/f'a{kind}').write_bytes((start if magic else b'') + data)
+    attempt(tmp_path/f'a{kind}')
+
+
+def test_a_reader_that_hangs_or_dies_is_stopped_and_the_next_file_is_read(tmp_path, grey, monkeypatch):
+    import os
+    os.mkfifo(tmp_path/'pipe.tif')
+    with pytest.raises(UserError, match='no file'):
+        read(tmp_path/'pipe.tif', sampling=.6)
+    read(write_dm(tmp_path/'a.dm3', grey))
+    child = reading._readers.process
+    child.send_signal(19)  # stopped: what a reader looks like that goes round in circles
+    monkeypatch.setattr(reading, 'PATIENCE', 1.)
+    with pytest.raises(UserError, match='its reader stopped'):
+        read(tmp_path/'a.dm3')
+    monkeypatch.setattr(reading, 'PATIENCE', 30.)
+    assert np.array_equal(read(tmp_path/'a.dm3').image, grey) and reading._readers.process is not child
