@@ -7,7 +7,7 @@ __all__ = ['ALPHA', 'FAINT', 'PLANES', 'AXES', 'WINDOW', 'SPREAD', 'RINGS', 'STR
            'find_spots', 'indexed', 'spots_everywhere', 'calibrate']
 
 # %% ../nbs/16_lattice.ipynb #b23d1024
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -150,12 +150,12 @@ def _decided(total, zones, seen, found):  # which candidate, or None
 
 # %% ../nbs/16_lattice.ipynb #b994d7f2
 def calibrate(
-    micrographs:Micrograph|Sequence[Micrograph],  # of one magnification
+    micrographs:Micrograph|Iterable[Micrograph],  # of one magnification
     element:str='Au',
 )->dict:  # `sampling` and its standard `error` (Å per pixel), `spots` (plane → windows), `zones` (windows), `header` (its pixel over the true one)
     "The pixel size from the lattice of fcc particles. Raises `UserError` where neither angles nor rings decide it."
-    ms = [micrographs] if isinstance(micrographs, Micrograph) else list(micrographs)
-    parts = [spots_everywhere(m.image) for m in ms]
+    ms = [micrographs] if isinstance(micrographs, Micrograph) else micrographs
+    names, headers, parts = zip(*((m.name, m.sampling, spots_everywhere(m.image)) for m in ms))
     g, at = np.concatenate([p[0] for p in parts]), np.concatenate([np.insert(p[1], 0, k, axis=1) for k, p in enumerate(parts)])
     f, scales, windows = np.hypot(*g.T), np.geomspace(.08, .46, 700), np.unique(at, axis=0, return_inverse=True)[1].ravel()
     likely, plane = _laid_against(f, scales)
@@ -165,11 +165,11 @@ def calibrate(
     zones = [_zones(g, windows, scales[k]*constant, element) for k in found] if len(f) else [0, 0]
     best = _decided(total, zones, seen, found)
     if best is None:
-        raise UserError(f'{ms[0].name} does not show enough lattice fringes of two kinds to read its pixel size from them: give it with '
+        raise UserError(f'{names[0]} does not show enough lattice fringes of two kinds to read its pixel size from them: give it with '
                         '--pixel-size')
     good = plane[best] >= 0
     ones = f[good]/_RATIOS[plane[best][good]]
     f111, spread = np.median(ones), 1.4826*np.median(np.abs(ones - np.median(ones)))
     error = max(spread/f111, .002)/(len(set(windows[good]))/OVERLAP)**.5
     return dict(sampling=float(f111*constant), error=float(error*f111*constant), spots=dict(zip(RINGS, seen[best])), zones=zones[found.index(best)],
-                header=float(ms[0].sampling/f111/constant))
+                header=float(headers[0]/f111/constant))

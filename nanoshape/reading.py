@@ -237,6 +237,7 @@ def _check_values(a, name):
     if not np.isfinite(a).all():
         raise UserError(f'{name} has {np.count_nonzero(~np.isfinite(a))} pixels that are not numbers: repair or crop it first')
     if np.ptp(a) == 0: raise UserError(f'{name} is the same everywhere: there is nothing in it to analyse')
+    if a.size > 100 and len(np.unique(a[:512, :512])) < 4: raise UserError(f'{name} has two or three grey levels only: is it a mask, or a drawing?')
 
 # %% ../nbs/15_reading.ipynb #bab2bee9
 def resampled(

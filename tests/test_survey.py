@@ -1,0 +1,125 @@
+"""A folder of micrographs."""
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+from dm import write_dm
+from PIL import Image
+
+from nanoshape import survey as room
+from nanoshape.cli import main
+from nanoshape.core import UserError
+from nanoshape.survey import lognormal_fit, micrograph_files, pixel_size, shape_counts, survey
+
+CARD = dict(classes=['cube', 'octahedron'], sampling=.78, gpts=64, temperature=1., threshold=.7, feret_range_nm=[1, 9])
+
+
+class Coin(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.tensor([0., 1.5]))
+
+    def forward(self, x):
+        return self.bias + x.std((1, 2, 3))[:, None]
+
+
+@pytest.fixture
+def folder(tmp_path, grey):
+    (tmp_path/'session').mkdir()
+    for k in range(2):
+        Image.fromarray(np.roll(grey, 4*k, 1)).save(tmp_path/f'session/{k}.png')
+    write_dm(tmp_path/'session/a.dm3', grey, .06)
+    (tmp_path/'session/notes.txt').write_text('not looked at')
+    (tmp_path/'session/bad.tif').write_text('no image')
+    return tmp_path/'session'
+
+
+def stamps(out):
+    return {p.parent.name: p.stat().st_mtime_ns for p in out.glob('*/run.json')}
+
+
+def test_bad_files_are_listed_and_the_others_go_on(folder, tmp_path):
+    particles, failed = survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+    assert list(failed) == ['bad.tif'] and 'damaged' in failed['bad.tif'] and set(particles.file) == {'0.png', '1.png', 'a.dm3'}
+    assert len(particles) == len(pd.read_csv(tmp_path/'out/particles.csv')) == 6
+    again = pd.read_parquet(tmp_path/'out/particles.parquet')
+    assert np.allclose(again.feret_max_nm, particles.feret_max_nm) and (again.file == particles.file).all()
+    page = (tmp_path/'out/report.html').read_text()
+    assert 'bad.tif' in page and 'href="a.dm3/report.html"' in page and '<img src="data:image/png' in page
+    labels = tifffile.imread(tmp_path/'out/0.png/labels.tif')
+    t = pd.read_csv(tmp_path/'out/0.png/particles.csv')
+    assert set(np.unique(labels)) == {0, *t.label} and all(labels[round(r.y_px), round(r.x_px)] == r.label for r in t.itertuples())
+    summary = json.loads((tmp_path/'out/survey.json').read_text())
+    assert summary['finished'] and list(summary['failed']) == ['bad.tif']
+
+
+def test_a_second_run_does_what_is_missing_or_has_changed(folder, tmp_path, grey, monkeypatch):
+    done = []
+    real = room.write_report
+    def stops(m, *a, **k):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(m.name)
+        return real(m, *a, **k)
+    monkeypatch.setattr(room, 'write_report', stops)
+    with pytest.raises(KeyboardInterrupt):
+        survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+    monkeypatch.setattr(room, 'write_report', real)
+    before = stamps(tmp_path/'out')
+    assert len(before) == 2
+    survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+    after = stamps(tmp_path/'out')
+    assert len(after) == 3 and all(after[k] == before[k] for k in before)
+    Image.fromarray(np.roll(grey, 9, 1)).save(folder/'1.png')
+    os.utime(folder/'1.png', ns=(1, 1))
+    survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+    third = stamps(tmp_path/'out')
+    assert {k for k in third if third[k] != after[k]} == {'1.png'}
+    survey(folder, Coin(), {**CARD, 'threshold': .9}, tmp_path/'out', sampling=.6)
+    assert all(stamps(tmp_path/'out')[k] != third[k] for k in third), 'another network: all anew'
+
+
+def test_what_is_not_a_folder_of_micrographs(tmp_path):
+    with pytest.raises(UserError, match='no file or folder'):
+        micrograph_files(tmp_path/'none')
+    (tmp_path/'a.txt').write_text('')
+    with pytest.raises(UserError, match='holds no micrographs'):
+        micrograph_files(tmp_path)
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine/thesis.tex').write_text('')
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path/'a.png')
+    with pytest.raises(UserError, match='other things'):
+        survey(tmp_path, Coin(), CARD, tmp_path/'mine')
+    assert (tmp_path/'mine/thesis.tex').is_file()
+
+
+def test_the_command_with_a_folder(folder, tmp_path, capsys, run):
+    out = tmp_path/'out'
+    args = ['analyse', str(folder), '--pixel-size', '.06', '--out', str(out), '--model', str(run[0]/'model.safetensors')]
+    assert main(args) == 1
+    said = capsys.readouterr()
+    assert '3 micrographs, 6 particles' in said.out and 'bad.tif' in said.err
+    (folder/'bad.tif').unlink()
+    assert main(args) == 0
+    assert main(['analyse', str(folder), '--out', str(folder.parent)]) == 2
+    assert main(['analyse', str(folder), '--calibrate', 'Au', '--out', str(tmp_path/'c')]) == 2
+    assert 'fringes' in capsys.readouterr().err and not (tmp_path/'c').exists()
+
+
+def test_the_real_tiles_name_their_own_pixel_size(sintering):
+    c = pixel_size(sintering)
+    assert abs(c['sampling'] - .5886) < .004 and c['header'] is None  # 4.0 pixels per {111} of gold
+
+
+def test_sizes_and_counts():
+    d = np.exp(np.random.default_rng(0).normal(np.log(4), .2, 300))
+    f = lognormal_fit(d)
+    assert abs(f['median'] - 4) < 4*f['median_error'] and abs(f['sigma'] - .2) < 4*f['sigma_error']
+    assert lognormal_fit([1, 2]) is None and lognormal_fit([3.]*9) is None
+    t = shape_counts(pd.DataFrame({'shape': ['cube']*3 + ['undetermined']*2}), ['cube', 'octahedron'])
+    assert t.n.tolist() == [3, 0, 2] and t.share[0] == 1 and t.low[0] < .5 and t.high[1] > .5
+    assert shape_counts(pd.DataFrame({'shape': []}), ['cube']).n.sum() == 0
