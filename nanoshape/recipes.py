@@ -26,7 +26,7 @@ from .multislice import exit_waves
 from .orientations import axis_angle, even_rotations, random_rotation, rotated, zone_angles
 from .structures import (SHAPES, UNSEEN, assemble, closed_shell, facet_down, free_places, lattice_constant, particle,
                                   projected_sizes, volume_equivalent_diameter)
-from .supports import SUPPORTS, support
+from .supports import SUPPORTS, support, support_options
 
 # %% ../nbs/09_recipes.ipynb #d68a015b
 Spread = float|dict  # a number or a distribution
@@ -110,7 +110,7 @@ class Objects:
     orientations: str|int = 'random'  # or 'facet down', or N: only N evenly spread ones
     support: str = 'hard spheres'  # a key of `SUPPORTS`
     support_nm: Spread = 2.  # thickness; 0: none
-    support_options: dict|None = None  # of the function behind the support's name, in its own units
+    support_options: dict|None = None  # of the support, each a number or a distribution: `roughness`, `vacuum`, and its own (`support_options`)
 
 # %% ../nbs/09_recipes.ipynb #bfef6a23
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +161,15 @@ def _check_type(key, value, kind):
     if key in _POSITIVE and not value > 0: raise UserError(f'{key} must be above 0, not {value!r}')
 
 # %% ../nbs/09_recipes.ipynb #4169c0ef
+def _check_options(r):  # of the support
+    for k, v in (r.support_options or {}).items():
+        if k not in support_options(r.support):
+            raise UserError(f'support_options: {r.support} has no {k!r}; it has {", ".join(support_options(r.support))}')
+        if isinstance(v, str): continue
+        check_spread(v, f'support_options.{k}')
+        if k in ('roughness', 'vacuum') and not 0 <= bounds(v)[0] <= bounds(v)[1] < (.25 if k == 'roughness' else 1):
+            raise UserError(f'support_options.{k} must lie between 0 and {.25 if k == "roughness" else 1:g}, not {bounds(v)}')
+
 def _check_names(r):  # kinds, classes, materials, supports
     if r.kind not in KINDS: raise UserError(f'kind: there is no {r.kind!r}, use one of {", ".join(KINDS)}')
     if not r.classes: raise UserError('classes must name at least one class')
@@ -169,6 +178,7 @@ def _check_names(r):  # kinds, classes, materials, supports
     if r.weights and (len(r.weights) != len(r.classes) or not all(_number(w) and w > 0 for w in r.weights)):
         raise UserError(f'weights must be one number above 0 for each of the {len(r.classes)} classes, not {list(r.weights)!r}')
     if r.support not in SUPPORTS: raise UserError(f'support: there is no {r.support!r}, use one of {", ".join(SUPPORTS)}')
+    _check_options(r)
     if 'Wulff' in r.classes and not r.surface_energies:
         raise UserError("surface_energies are needed for Wulff shapes, such as {'111': 1.0, '100': 1.15}")
     if isinstance(r.orientations, str) and r.orientations not in ('random', 'facet down') or isinstance(r.orientations, int) and r.orientations < 1:
@@ -266,7 +276,8 @@ def _turned(r, p, g):
 # %% ../nbs/09_recipes.ipynb #fb18f64a
 def _film(r, g):
     thickness = draw(r.support_nm, g)*NM
-    return support(r.support, r.box_nm*NM, thickness, g, **(r.support_options or {})), thickness
+    options = {k: v if isinstance(v, str) else draw(v, g) for k, v in (r.support_options or {}).items()}
+    return support(r.support, r.box_nm*NM, thickness, g, **options), thickness
 
 def _labels(r, p, turned):  # what is known of one particle
     out = dict(size=float(p.info.get('size', 2*np.linalg.norm(p.positions, axis=1).max())), n_atoms=len(p), **projected_sizes(turned))

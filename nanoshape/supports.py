@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SCHEDULE', 'STEP', 'SUPPORTS', 'number_density', 'amorphous', 'replaced', 'displaced_diamond', 'quenched',
            'network_block', 'carbon_network', 'pair_distribution', 'coordination', 'roughened', 'with_hole',
-           'with_edge', 'support']
+           'with_edge', 'support', 'support_options']
 
 # %% ../nbs/03_supports.ipynb #db2b7406
 from collections.abc import Sequence
 from functools import lru_cache
+from inspect import signature
 import warnings
 
 import numpy as np
@@ -265,8 +266,21 @@ def support(
     kind:str,  # one of `SUPPORTS`
     width:float, thickness:float,  # Å
     generator:np.random.Generator,
+    roughness:float=0.,  # standard deviation of the surface, as a share of the thickness
+    vacuum:float=0.,  # share of the field left of a ragged edge, without film
     **options,  # of the function behind the name
 )->Atoms|None:
-    "A support by name. Raises `UserError` for an unknown name."
+    "A support by name. Raises `UserError` for an unknown name, or a surface too rough for the film."
     if kind not in SUPPORTS: raise UserError(f'there is no support {kind!r}: choose one of {", ".join(SUPPORTS)}')
-    return SUPPORTS[kind](width, thickness, generator, **options) if SUPPORTS[kind] and thickness > 0 else None
+    if not SUPPORTS[kind] or thickness <= 0: return None
+    film = SUPPORTS[kind](width, thickness, generator, **options)
+    if roughness: film = roughened(film, roughness*thickness, generator)
+    return with_edge(film, vacuum*width, generator) if vacuum else film
+
+def support_options(
+    kind:str,  # one of `SUPPORTS`
+)->list[str]:
+    "What `support` can be told about this kind."
+    function = amorphous if kind == 'silicon' else SUPPORTS[kind]
+    own = list(signature(function).parameters)[3:] if function else []
+    return ['roughness', 'vacuum', *own]

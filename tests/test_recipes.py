@@ -42,7 +42,9 @@ def test_a_grid_is_walked_in_turn():
             'surface_energies'), (dict(mtf=2), 'mtf'),
     (dict(kind='columns', material='NaCl'), 'NaCl'), (dict(kind='columns', heights=[5, 2]), 'heights'), (dict(orientations=0), 'orientations'),
     (dict(orientations='up'), 'orientations'), (dict(truncation=.6), 'truncation'), (dict(images=0), 'images'), (dict(support_options=3),
-            'support_options')])
+            'support_options'), (dict(support_options={'holes': 3}), "no 'holes'"),
+    (dict(support_options={'roughness': .3}), 'support_options.roughness'), (dict(support_options={'vacuum': {'uniform': [.5, 2]}}), 'options.vacuum'),
+    (dict(support='network', support_options={'density': 2}), 'density')])
 def test_mistakes_are_named_by_their_path(bad, path):
     with pytest.raises(UserError, match=path):
         make_recipe(name='x', **bad)
@@ -167,3 +169,12 @@ def test_show_batch_names_what_it_shows(tiny_store):
     axs = dataloaders(tiny_store, range(20), range(20, 30), bs=10, device=torch.device('cpu')).train.show_batch(5)
     assert len(axs.flat) == 5 and all('nm' in ax.get_title() for ax in axs.flat)
     plt.close('all')
+
+
+def test_a_film_may_be_rough_and_end_somewhere():
+    plain = dict(name='x', kind='field', size_nm=2, particles=3, box_nm=12, gpts=256, out_gpts=128, support_nm=2, structures=12, seed=5)
+    carbon = lambda **o: [int((sample(make_recipe(**plain, support_options=o), i)[0].numbers == 6).sum()) for i in range(12)]
+    whole, some = carbon(), carbon(vacuum={'choice': [0, .5]})
+    share = np.array(some)/whole
+    assert set(np.round(share, 1)) <= {.4, .5, .6, 1.} and .2 < (share < .9).mean() < .9
+    assert all(.4 < b/a < .95 for a, b in zip(whole, carbon(roughness=.1)))
