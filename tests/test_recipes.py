@@ -43,7 +43,7 @@ def test_a_grid_is_walked_in_turn():
     (dict(kind='columns', material='NaCl'), 'NaCl'), (dict(kind='columns', heights=[5, 2]), 'heights'), (dict(orientations=0), 'orientations'),
     (dict(orientations='up'), 'orientations'), (dict(truncation=.6), 'truncation'), (dict(images=0), 'images'), (dict(support_options=3),
             'support_options'), (dict(support_options={'holes': 3}), "no 'holes'"),
-    (dict(support_options={'roughness': .3}), 'support_options.roughness'), (dict(support_options={'vacuum': {'uniform': [.5, 2]}}), 'options.vacuum'),
+    (dict(support_options={'roughness': .3}), 'options.roughness'), (dict(support_options={'vacuum': 2}), 'options.vacuum'),
     (dict(support='network', support_options={'density': 2}), 'density')])
 def test_mistakes_are_named_by_their_path(bad, path):
     with pytest.raises(UserError, match=path):
