@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READERS', 'PICTURES', 'MAX_PIXELS', 'PATIENCE', 'MEMORY', 'LONGEST', 'Micrograph', 'serve', 'check_sampling',
-           'check_field', 'resampled', 'burnt_in', 'read', 'frames']
+           'check_field', 'resampled', 'burnt_in', 'read', 'frame_count', 'frames']
 
 # %% ../nbs/15_reading.ipynb #28adc1c0
 from collections.abc import Iterator
@@ -305,6 +305,12 @@ def read(
 )->Micrograph:
     "Read and check one image. Raises `UserError`, in one sentence, for whatever cannot be analysed."
     return _micrograph(Path(path), *_pixels(Path(path), frame), sampling, frame, inverted)
+
+def frame_count(
+    path:str|Path,
+)->int:
+    "How many images a file holds; 1 for a single one."
+    return _pixels(Path(path), 'first')[1]['frames']
 
 def frames(
     path:str|Path,

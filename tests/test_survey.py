@@ -13,7 +13,7 @@ from PIL import Image
 from nanoshape import survey as room
 from nanoshape.cli import main
 from nanoshape.core import UserError
-from nanoshape.survey import lognormal_fit, micrograph_files, pixel_size, shape_counts, survey
+from nanoshape.survey import lognormal_fit, micrograph_files, pixel_size, shape_counts, survey, tracks
 
 CARD = dict(classes=['cube', 'octahedron'], sampling=.78, gpts=64, temperature=1., threshold=.7, feret_range_nm=[1, 9])
 
@@ -81,6 +81,27 @@ def test_a_second_run_does_what_is_missing_or_has_changed(folder, tmp_path, grey
     assert {k for k in third if third[k] != after[k]} == {'1.png'}
     survey(folder, Coin(), {**CARD, 'threshold': .9}, tmp_path/'out', sampling=.6)
     assert all(stamps(tmp_path/'out')[k] != third[k] for k in third), 'another network: all anew'
+
+
+def test_a_movie_is_followed_image_by_image(tmp_path, grey):
+    (tmp_path/'session').mkdir()
+    stack = np.stack([np.roll(grey, 3*k, 1) for k in range(4)])
+    tifffile.imwrite(tmp_path/'session/m.tif', stack, imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
+    particles, failed = survey(tmp_path/'session', Coin(), CARD, tmp_path/'out')
+    assert not failed and particles.groupby('frame').size().tolist() == [2, 2, 2, 2] and (tmp_path/'out/m.tif/0003/report.html').is_file()
+    ways = particles.sort_values('frame').groupby('track').x_nm.agg(list)
+    assert len(ways) == 2 and all(np.allclose(np.diff(w), .18, atol=.03) for w in ways)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path/'out').rglob('run.json')}
+    survey(tmp_path/'session', Coin(), CARD, tmp_path/'out')
+    assert before == {p: p.stat().st_mtime_ns for p in before} and 'href="m.tif/"' in (tmp_path/'out/report.html').read_text()
+    one, _ = survey(tmp_path/'session', Coin(), CARD, tmp_path/'one', frame=2)
+    assert len(one) == 2 and (tmp_path/'one/m.tif/report.html').is_file()
+
+
+def test_a_particle_that_jumps_or_is_missed_once_begins_a_new_track():
+    rows = [dict(frame=k, x_nm=x, y_nm=0., equivalent_diameter_nm=4.) for k, x in ((0, 0.), (1, .5), (3, 1.), (4, 9.))]
+    assert tracks(pd.DataFrame(rows)).tolist() == [1, 1, 2, 3]
+    assert len(tracks(pd.DataFrame(rows)[:0])) == 0
 
 
 def test_what_is_not_a_folder_of_micrographs(tmp_path):
