@@ -42,11 +42,13 @@ def _read(a):  # the micrograph of the command line
 
 # %% ../nbs/22_cli.ipynb #b6335d88
 def analyse(a):
-    "The command `analyse`: micrograph in, report folder out; or a folder of micrographs, then status 1 if some could not be analysed."
+    "The command `analyse`: micrograph in, report folder out; for a folder or a movie one for each, and status 1 if some could not be analysed."
+    from nanoshape.reading import frame_count
     out = Path(a.out or runs_folder()/Path(a.image).stem)
-    _check_out(out, a.image, 'survey.json' if Path(a.image).is_dir() else 'run.json')
+    many = Path(a.image).is_dir() or a.frame is None and frame_count(a.image) > 1
+    _check_out(out, a.image, 'survey.json' if many else 'run.json')
     if a.calibrate: a.pixel_size = _calibrated(a)
-    if Path(a.image).is_dir(): return _analyse_folder(a, out)
+    if many: return _analyse_folder(a, out)
     m = _read(a)
     from nanoshape.report import summarise, write_report
     from nanoshape.train import load_model
@@ -187,7 +189,7 @@ def _count(text):  # argparse shows this message
 def _image_options(p):
     p.add_argument('--pixel-size', type=float, metavar='NM', help='nm per pixel; needed where the file does not say it')
     p.add_argument('--inverted', action='store_true', help='particles are brighter than the ground, as in a negative')
-    p.add_argument('--frame', type=int, metavar='K', help='which image of a stack, from 0')
+    p.add_argument('--frame', type=int, metavar='K', help='which image of a movie, from 0 (default: all)')
     p.add_argument('--out', metavar='FOLDER', help='where the results go (default: a folder under runs/)')
 
 # %% ../nbs/22_cli.ipynb #5b5845d9
@@ -207,7 +209,7 @@ def parser()->argparse.ArgumentParser:
     s = sub.add_parser('analyse', help='find, measure and classify the particles of a micrograph',
                        description='Finds, measures and classifies the particles of a micrograph, or of each in a folder; a second run does '
                                    'what is missing or has changed; exit status 1 if files could not be analysed.')
-    s.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC, TIFF, PNG or JPEG, or a folder of them')
+    s.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC, TIFF, PNG or JPEG, an image or a movie; or a folder of them')
     s.add_argument('--calibrate', metavar='ELEMENT', help='take the pixel size from the lattice fringes of this fcc metal, such as Au')
     s.add_argument('--model', metavar='FILE',
                    help='a model file, …safetensors (default: data/models/, else the demo\'s)')

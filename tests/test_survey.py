@@ -13,7 +13,9 @@ from PIL import Image
 from nanoshape import survey as room
 from nanoshape.cli import main
 from nanoshape.core import UserError
+from nanoshape.models import build
 from nanoshape.survey import lognormal_fit, micrograph_files, pixel_size, shape_counts, survey, tracks
+from nanoshape.train import save_model
 
 CARD = dict(classes=['cube', 'octahedron'], sampling=.78, gpts=64, temperature=1., threshold=.7, feret_range_nm=[1, 9])
 
@@ -96,6 +98,11 @@ def test_a_movie_is_followed_image_by_image(tmp_path, grey):
     assert before == {p: p.stat().st_mtime_ns for p in before} and 'href="m.tif/"' in (tmp_path/'out/report.html').read_text()
     one, _ = survey(tmp_path/'session', Coin(), CARD, tmp_path/'one', frame=2)
     assert len(one) == 2 and (tmp_path/'one/m.tif/report.html').is_file()
+    card = {k: CARD[k] for k in ('temperature', 'threshold', 'feret_range_nm')}
+    save_model(tmp_path/'m.safetensors', build('cnn4', 5), 'cnn4', 'abcde', .78, 64, **card)
+    args = ['analyse', str(tmp_path/'session/m.tif'), '--model', str(tmp_path/'m.safetensors'), '--out', str(tmp_path/'movie')]
+    assert main(args) == 0 and (tmp_path/'movie/m.tif/0000/report.html').is_file() and main([*args[:-1], str(tmp_path/'still'), '--frame', '1']) == 0
+    assert (tmp_path/'still/report.html').is_file()
 
 
 def test_a_particle_that_jumps_or_is_missed_once_begins_a_new_track():
