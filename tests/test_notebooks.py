@@ -136,6 +136,12 @@ def test_experiment_runs_through_papermill(path, tmp_path):
     if path.stem == 'carbon_network':
         assert 1 < metrics['mean_neighbours'] < 5
         return
+    if path.stem == 'limit':
+        rows = list(metrics['tests'].values())
+        assert all(0 <= r['error'] <= .5 for r in rows) and len(rows) == 4*7
+        d = {(r['shape'], r['dose']): r['d'] for r in rows if r['film']}
+        assert all(d[s, 10] < d[s, 100] < d[s, 5000] for s, _ in d), 'more electrons tell shapes apart better'
+        return
     for m in metrics.get('tests', {'': metrics}).values():
         assert m['n'] > 0 and 0 <= m['accuracy_low'] <= m['accuracy'] <= m['accuracy_high'] <= 1
     assert time.time() - start < 60, 'the defaults of an experiment are meant to run in under 20 s on a quiet machine'
