@@ -198,7 +198,8 @@ def dataloaders(
     device:torch.device|None=None,  # default: CUDA where there is one
 )->DataLoaders:
     """fastai `DataLoaders`: fresh images for training unless pairs are given, frozen ones for validation. `vocab` holds the class names,
-    `about` twelve hexadecimal digits of recipe, samples and batch size.     Raises `UserError` if a structure is in both."""
+    `about` twelve hexadecimal digits of recipe, samples and batch size.
+    Raises `UserError` if a structure is in both."""
     train, valid = np.asarray(train, int), np.asarray(valid, int)
     frozen, valid = train.ndim == 2, valid if valid.ndim == 2 else pairs(valid, 1)
     samples = train[:, 0] if frozen else train

@@ -66,7 +66,9 @@ def measure_particles(
     return pd.DataFrame(rows, columns=MEASURED).astype({'label': int, 'border': bool})
 
 # %% ../nbs/17_micrographs.ipynb #9e39175f
-def _cut(a, y, x, n): return np.pad(a, n//2, mode='symmetric')[y:y + n, x:x + n]  # n × n pixels around (y, x)
+def _crop(padded, pad, y, x, n):  # n × n pixels around (y, x) of what was padded by `pad` on every side
+    y, x = y + pad - n//2, x + pad - n//2
+    return padded[y:y + n, x:x + n]
 
 def measure_lattice(
     m:Micrograph,
@@ -74,11 +76,13 @@ def measure_lattice(
     element:str='Au',
 )->pd.DataFrame:  # one row per particle
     "Lattice spacings (nm), planes and zone axis of an fcc crystal as texts, empty where none shows, and the strongest spot over the mean of noise."
-    rows = []
-    for r in measure.regionprops(labels):
-        n = max(64, 2*round(1.2*max(r.bbox[2] - r.bbox[0], r.bbox[3] - r.bbox[1])/2))
+    regions, rows = measure.regionprops(labels), []
+    widths = [max(64, 2*round(1.2*max(r.bbox[2] - r.bbox[0], r.bbox[3] - r.bbox[1])/2)) for r in regions]
+    pad = max(widths, default=0)//2
+    lab, image = (np.pad(a, pad, mode='symmetric') for a in (labels, m.image))
+    for r, n in zip(regions, widths):
         y, x = (round(c) for c in r.centroid)
-        ours, part = _cut(labels == r.label, y, x, n), _cut(m.image, y, x, n)
+        ours, part = _crop(lab, pad, y, x, n) == r.label, _crop(image, pad, y, x, n)
         soft = filters.gaussian(ours.astype(float), NM/8/m.sampling)
         spots = find_spots(soft*(part - part[ours].mean()))
         found = indexed(spots, m.sampling, element)
@@ -104,8 +108,8 @@ def particle_fields(
     ground, out, pad = image[lab == 0], [], gpts
     image, lab = np.pad(image, pad, mode='symmetric'), np.pad(lab, pad, mode='symmetric')
     for r in table.itertuples():
-        y, x = (round((c + .5)*m.sampling/sampling) + pad - gpts//2 for c in (r.y_px, r.x_px))
-        crop, others = image[y:y+gpts, x:x+gpts].copy(), lab[y:y+gpts, x:x+gpts]
+        y, x = (round((c + .5)*m.sampling/sampling) for c in (r.y_px, r.x_px))
+        crop, others = _crop(image, pad, y, x, gpts).copy(), _crop(lab, pad, y, x, gpts)
         others = (others != 0) & (others != r.label)
         if len(ground): crop[others] = rng(0, 'ground', r.label).choice(ground, others.sum())
         out.append(crop)

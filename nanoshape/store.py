@@ -279,11 +279,6 @@ class Store:
 
     def __len__(self): return len(self.labels)
 
-    @property
-    def made_here(self)->bool:
-        "Whether the engine that made it is the one that is here."
-        return self.made_with.get('engine') == _engine()['engine']
-
     def _labels(self):
         try: t = pd.concat([pd.read_csv(_files(self.recipe, self.path, s)['labels'], float_precision='round_trip') for s in _shards(self.recipe)],
                            ignore_index=True)
@@ -308,6 +303,11 @@ class Store:
         return _rows(self, 'maps', idx)
 
 # %% ../nbs/10_store.ipynb #9744d15a
+@patch(as_prop=True)
+def made_here(self:Store)->bool:
+    "Whether the engine that made it is the one that is here."
+    return self.made_with.get('engine') == _engine()['engine']
+
 @patch
 def imaged(self:Store,
     **changes,  # of the recipe: the microscope's keys (`IMAGING`), `name`, or a smaller `out_gpts` (an aperture, not a camera)

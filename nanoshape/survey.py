@@ -38,6 +38,8 @@ def micrograph_files(
     return found
 
 # %% ../nbs/19_survey.ipynb #d9bde946
+def _first(path, options): return {**options, 'frame': 0} if options.get('frame') is None and frame_count(path) > 1 else options
+
 def pixel_size(
     path:str|Path,  # a folder of micrographs of one magnification, or one
     element:str='Au',
@@ -46,11 +48,12 @@ def pixel_size(
 )->dict:  # as `calibrate`; `header` is None where the files say nothing
     "The pixel size from the lattice. Raises `UserError` where the fringes do not decide it."
     def images():  # a provisional size, which nothing depends on
-        for f in micrograph_files(path)[:most]:
-            try: yield read(f, **{**options, 'sampling': .5})
+        for f in files:
+            try: yield read(f, **_first(f, {**options, 'sampling': .5}))
             except UserError: pass
+    files = micrograph_files(path)[:most]
     c = calibrate(images(), element)
-    try: own = read(micrograph_files(path)[0], **{**options, 'sampling': None}).sampling
+    try: own = read(files[0], **_first(files[0], {**options, 'sampling': None})).sampling
     except UserError: own = None
     return {**c, 'header': own and own/c['sampling']}
 
@@ -81,19 +84,21 @@ def _asked(path, card, options):  # what decides a result
     return dict(file=path.name, bytes=s.st_size, changed=s.st_mtime_ns, options=options, model=model)
 
 # %% ../nbs/19_survey.ipynb #d678bf99
-def _images_of(path, options):  # yields (name of the folder, options of `read`) for each image of a file
-    n = frame_count(path) if options.get('frame') is None else 1
+def _images_of(path, options, done):  # yields (name of the folder, options of `read`) for each image of a file
+    n = 1 if done or options.get('frame') is not None else frame_count(path)
     for k in range(n): yield (path.name, options) if n == 1 else (f'{path.name}/{k:04d}', {**options, 'frame': k})
 
 # %% ../nbs/19_survey.ipynb #e3e3a5bc
 def _particles(path, model, card, out, notes, options):  # of one file, with their frames and tracks
-    parts = []
-    for k, (name, how) in enumerate(_images_of(path, options)):
+    parts, done = [], _done(out/path.name, _asked(path, card, options))
+    for name, how in _images_of(path, options, done):
         asked = _asked(path, card, how)
         if not _done(out/name, asked): write_report(read(path, **how), model, card, out/name, notes, asked=asked)
-        parts.append(pd.read_csv(out/name/'particles.csv', keep_default_na=False, na_values={'contrast_snr': ['']}).assign(frame=k))
+        parts.append(pd.read_csv(out/name/'particles.csv', keep_default_na=False, na_values={'contrast_snr': ['']}).assign(frame=how.get('frame') or 0))
     t = pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True)
-    return t.assign(track=tracks(t))
+    t['track'] = tracks(t)
+    t.attrs['images'] = len(parts)
+    return t
 
 def _done(folder, asked):
     try: return read_json(folder/'run.json').get('asked') == asked
@@ -188,7 +193,7 @@ _FOLDER_PAGE = PAGE_HEAD + '''<h1>{{ name }}</h1><p>{{ summary }}</p>{% for n in
 # %% ../nbs/19_survey.ipynb #b9cf00a6
 def _file_row(name, t):
     known = t[t['shape'] != UNKNOWN]['shape'].value_counts()
-    link = f'{name}/report.html' if not len(t) or t.frame.max() == 0 else f'{name}/'
+    link = f'{name}/report.html' if t.attrs['images'] == 1 else f'{name}/'
     return dict(name=name, link=link, n=len(t), d=f'{t.equivalent_diameter_nm.median():.2f}' if len(t) else '',
                 shapes=', '.join(f'{n} {c}' for c, n in known.items()) or 'none determined')
 

@@ -337,3 +337,13 @@ def test_a_reader_that_hangs_or_dies_is_stopped_and_the_next_file_is_read(tmp_pa
         read(tmp_path/'a.dm3')
     monkeypatch.setattr(reading, 'PATIENCE', 30.)
     assert np.array_equal(read(tmp_path/'a.dm3').image, grey) and reading._readers.process is not child
+
+
+def test_a_mask_is_refused_and_single_electrons_are_not(tmp_path):
+    g = np.random.default_rng(0)
+    yy, xx = np.mgrid[:200, :200]
+    tifffile.imwrite(tmp_path/'mask.tif', ((yy - 90)**2 + (xx - 80)**2 < 2000).astype(np.uint8))
+    with pytest.raises(UserError, match='a mask'):
+        read(tmp_path/'mask.tif', sampling=.6)
+    tifffile.imwrite(tmp_path/'counts.tif', (g.random((200, 200)) < .2).astype(np.uint8))
+    assert read(tmp_path/'counts.tif', sampling=.6).image.mean() < .3

@@ -151,3 +151,18 @@ def test_sizes_and_counts():
     t = shape_counts(pd.DataFrame({'shape': ['cube']*3 + ['undetermined']*2}), ['cube', 'octahedron'])
     assert t.n.tolist() == [3, 0, 2] and t.share[0] == 1 and t.low[0] < .5 and t.high[1] > .5
     assert shape_counts(pd.DataFrame({'shape': []}), ['cube']).n.sum() == 0
+
+
+def test_where_nothing_can_be_read_there_is_a_sentence_and_an_empty_table(tmp_path, grey):
+    (tmp_path/'session').mkdir()
+    (tmp_path/'session/bad.tif').write_text('no image')
+    with pytest.raises(UserError, match='no micrograph that could be read'):
+        pixel_size(tmp_path/'session')
+    g = np.random.default_rng(0)
+    Image.fromarray(g.normal(150, 12, (200, 250)).clip(0, 255).astype(np.uint8)).save(tmp_path/'session/empty.png')
+    particles, failed = survey(tmp_path/'session', Coin(), CARD, tmp_path/'out', sampling=.6)
+    assert len(particles) == 0 and list(failed) == ['bad.tif'] and (tmp_path/'out/particles.parquet').is_file()
+    stack = np.stack([grey, np.roll(grey, 3, 1)])
+    tifffile.imwrite(tmp_path/'m.tif', stack, imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
+    with pytest.raises(UserError, match='fringes of two kinds'):
+        pixel_size(tmp_path/'m.tif')
