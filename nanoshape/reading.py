@@ -239,7 +239,7 @@ def _check_values(a, name):
         raise UserError(f'{name} has {np.count_nonzero(~np.isfinite(a))} pixels that are not numbers: repair or crop it first')
     if np.ptp(a) == 0: raise UserError(f'{name} is the same everywhere: there is nothing in it to analyse')
     few = a.size > 100 and len(np.unique(a[::1 + a.shape[0]//512, ::1 + a.shape[1]//512])) < 4
-    if few and np.corrcoef(a[:, 1:].ravel(), a[:, :-1].ravel())[0, 1] > .8:  # neighbours of single electrons are not alike
+    if few and np.corrcoef(a[:, 1:].ravel(), a[:, :-1].ravel())[0, 1] > .8:  # single electrons have unlike neighbours
         raise UserError(f'{name} has two or three grey levels only, in patches: is it a mask, or a drawing?')
 
 # %% ../nbs/15_reading.ipynb #bab2bee9

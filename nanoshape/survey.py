@@ -94,7 +94,8 @@ def _particles(path, model, card, out, notes, options):  # of one file, with the
     for name, how in _images_of(path, options, done):
         asked = _asked(path, card, how)
         if not _done(out/name, asked): write_report(read(path, **how), model, card, out/name, notes, asked=asked)
-        parts.append(pd.read_csv(out/name/'particles.csv', keep_default_na=False, na_values={'contrast_snr': ['']}).assign(frame=how.get('frame') or 0))
+        table = pd.read_csv(out/name/'particles.csv', keep_default_na=False, na_values={'contrast_snr': ['']})
+        parts.append(table.assign(frame=how.get('frame') or 0))
     t = pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True)
     t['track'] = tracks(t)
     t.attrs['images'] = len(parts)
