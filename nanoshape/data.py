@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLIP', 'KEEP_IN_MEMORY', 'CARD', 'network_input', 'split_by_structure', 'check_split', 'frozen_images', 'pairs',
-           'frozen_set', 'dihedral', 'moved', 'fresh_images', 'WaveLoader', 'FrozenLoader', 'class_index',
+           'frozen_set', 'dihedral', 'moved', 'fresh_images', 'next_epoch', 'WaveLoader', 'FrozenLoader', 'class_index',
            'dataloaders', 'save_images', 'plot_card', 'write_card']
 
 # %% ../nbs/11_data.ipynb #54e4829c
@@ -138,7 +138,10 @@ def fresh_images(
 KEEP_IN_MEMORY = 2**31  # bytes of waves
 
 # %% ../nbs/11_data.ipynb #e3df0d15
-def _next_epoch(loader):  # the order of the samples depends on the seed and the epoch alone, so that a resumed training sees the same one
+def next_epoch(
+    loader:DataLoader,  # with `draws` and `seed`
+):
+    "The order of the samples depends on the seed and the epoch alone, so that a resumed training sees the same one."
     loader.draws += 1
     loader.rng = random.Random(f'{loader.seed} {loader.draws}')
 
@@ -149,7 +152,7 @@ class WaveLoader(DataLoader):
         super().__init__(list(range(len(idx))), bs=bs, **kwargs)
         self.store, self.numbers, self.y, self.draws, self.seed = store, np.asarray(idx), torch.as_tensor(y), 0, 0
         self.kept = store.waves(idx) if len(idx)*store.recipe.out_gpts**2*8 <= KEEP_IN_MEMORY else None
-    def before_iter(self): _next_epoch(self)
+    def before_iter(self): next_epoch(self)
     def create_item(self, i): return i
     def create_batch(self, rows):
         n = self.numbers[rows]
@@ -174,7 +177,7 @@ class FrozenLoader(DataLoader):
         super().__init__(list(range(len(items))), bs=bs, **kwargs)
         self.recipe, self.y, self.draws, self.seed = store.recipe, torch.as_tensor(y), 0, 0
         self.x = torch.cat([network_input(frozen_set(store, part)).half() for part in np.array_split(items, -(-len(items)//512))])
-    def before_iter(self): _next_epoch(self)
+    def before_iter(self): next_epoch(self)
     def create_item(self, i): return i
     def create_batch(self, rows): return self.x[rows], torch.as_tensor(rows), self.y[rows]
     def after_batch(self, b):

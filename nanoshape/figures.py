@@ -149,17 +149,18 @@ def plot_matrix(
 
 # %% ../nbs/01_figures.ipynb #f1a6f320
 def plot_curves(
-    log,  # DataFrame with the columns `epoch`, `train_loss`, `valid_loss`, `accuracy`
-    chance:float,  # accuracy of guessing
+    log,  # DataFrame with the columns `epoch`, `train_loss`, `valid_loss` and the metric's
+    chance:float=0.,  # accuracy of guessing; 0: not shown
     axs:Sequence[Axes]|None=None,  # two axes
+    metric:str='accuracy',
 )->Sequence[Axes]:
-    "Learning curves: losses, and validation accuracy beside chance."
+    "Learning curves: losses, and the metric on validation data beside chance."
     axs = plt.subplots(1, 2, figsize=(5.4, 2.2))[1] if axs is None else axs
     for col, ls in (('train_loss', '-'), ('valid_loss', '--')): axs[0].plot(log.epoch, log[col], ls, label=col.split('_')[0])
-    axs[0].set(xlabel='epoch', ylabel='cross-entropy (nat)'); axs[0].legend()
-    axs[1].plot(log.epoch, 100*log.accuracy, color=PALETTE[2]); axs[1].axhline(100*chance, color='k', ls=':', lw=1)
-    axs[1].text(log.epoch.iloc[-1], 100*chance, 'chance', ha='right', va='bottom')
-    axs[1].set(xlabel='epoch', ylabel='validation accuracy (%)', ylim=(0, 102))
+    axs[0].set(xlabel='epoch', ylabel='cross-entropy (nat)' if metric == 'accuracy' else 'loss'); axs[0].legend()
+    axs[1].plot(log.epoch, 100*log[metric], color=PALETTE[2])
+    if chance: axs[1].axhline(100*chance, color='k', ls=':', lw=1); axs[1].text(log.epoch.iloc[-1], 100*chance, 'chance', ha='right', va='bottom')
+    axs[1].set(xlabel='epoch', ylabel=f'validation {metric.replace("_", " ")} (%)', ylim=(0, 102))
     return axs
 
 # %% ../nbs/01_figures.ipynb #6b9b74d2

@@ -3,7 +3,8 @@ import numpy as np
 from scipy import ndimage as ndi
 from skimage import io, measure
 
-from nanoshape.micrographs import classify, measure_lattice, measure_particles, particle_fields, segment
+from nanoshape.detection import segment
+from nanoshape.micrographs import classify, measure_lattice, measure_particles, particle_fields
 from nanoshape.reading import Micrograph, read, resampled
 from nanoshape.train import load_model
 

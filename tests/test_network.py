@@ -119,7 +119,7 @@ def test_damaged_or_foreign_model_files_are_refused(tmp_path):
 
 
 def test_a_simulated_micrograph_shows_its_particles(tiny):
-    from nanoshape.micrographs import segment
+    from nanoshape.detection import segment
     from nanoshape.recipes import make_recipe
     r = make_recipe(name='m', defocus_nm=8, dose=20000)
     m, shapes = simulated_micrograph(r, 1)
