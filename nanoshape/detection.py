@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLUR', 'TWO_POPULATIONS', 'CHANNELS', 'CORE', 'WIDTH', 'TILE', 'HALO', 'COARSE', 'SLIVER', 'RIGHT', 'segment',
-           'targets', 'FieldLoader', 'field_loaders', 'mask_loss', 'pixel_iou', 'probabilities', 'separated',
-           'find_particles', 'Detector', 'compare', 'detection_score']
+           'looks_negative', 'targets', 'FieldLoader', 'field_loaders', 'mask_loss', 'pixel_iou', 'probabilities',
+           'separated', 'find_particles', 'Detector', 'compare', 'detection_score']
 
 # %% ../nbs/16_detection.ipynb #a4e0a62c
 from collections.abc import Iterable, Sequence
@@ -47,6 +47,15 @@ def segment(
     area = np.pi/4*(min_diameter/m.sampling)**2
     dark = morphology.remove_small_objects(morphology.remove_small_holes(dark, max_size=int(area)), max_size=int(area))
     return measure.label(dark)
+
+# %% ../nbs/16_detection.ipynb #ef9163a2
+def looks_negative(m:Micrograph)->bool:
+    "Whether the bright parts look like particles, and the dark ones do not."
+    def compact(image):
+        labels = segment(Micrograph(image, m.sampling, m.name))
+        inside = segmentation.clear_border(labels)
+        return sum(r.solidity > .9 for r in measure.regionprops(inside))
+    return compact(-m.image) >= 2 and compact(m.image) == 0
 
 # %% ../nbs/16_detection.ipynb #806a565a
 CHANNELS = ('particle', 'core')

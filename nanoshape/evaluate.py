@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logits', 'wilson', 'cluster_interval', 'score', 'score_text', 'fit_temperature', 'confidence_threshold',
-           'reliability', 'calibration_error', 'risk_coverage', 'conformal_threshold', 'best_observer',
+           'reliability', 'calibration_error', 'risk_coverage', 'conformal_threshold', 'numbers_score', 'best_observer',
            'best_observer_anywhere']
 
 # %% ../nbs/14_evaluate.ipynb #74e0e736
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import confusion_matrix
 from torch import nn
 from torch.nn import functional as F
@@ -153,6 +154,23 @@ def conformal_threshold(
     p = np.sort(np.asarray(probs)[np.arange(len(y)), np.asarray(y)])
     k = int(np.floor(miss*(len(p) + 1)))
     return float(p[k - 1]) if k > 0 else 0.
+
+# %% ../nbs/14_evaluate.ipynb #eef93e8b
+def numbers_score(
+    numbers:pd.DataFrame,  # a row per sample
+    y,  # class numbers (n,)
+    train, test,  # sample numbers
+    classes:Sequence[str],
+    error:float=0.,  # relative, of each number
+    seed:int=0,
+)->dict:  # as `score`
+    "The score of a random forest (Breiman 2001) that knows these numbers only."
+    x, y = numbers.to_numpy(), np.asarray(y)
+    x = x*(1 + error*rng(seed, 'errors', *numbers).normal(size=x.shape))
+    forest = RandomForestClassifier(300, min_samples_leaf=5, random_state=seed).fit(x[train], y[train])
+    probs = np.zeros((len(test), len(classes)))
+    probs[:, forest.classes_] = forest.predict_proba(x[test])
+    return score(y[test], probs, classes)
 
 # %% ../nbs/14_evaluate.ipynb #1035090c
 def best_observer(

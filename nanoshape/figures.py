@@ -61,7 +61,7 @@ def show_image(
     ax.imshow(image, **kwargs)
     ax.set(xticks=[], yticks=[], title=title)
     ax.spines[:].set_visible(False)
-    if sampling: scale_bar(ax, image.shape[1], sampling)
+    if sampling: scale_bar(ax, round(abs(np.subtract(*ax.get_xlim()))), sampling)
     return ax
 
 # %% ../nbs/01_figures.ipynb #52c6ce68

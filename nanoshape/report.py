@@ -18,9 +18,10 @@ import tifffile
 from jinja2 import Environment
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy import ndimage
 from skimage import measure
 from .core import NM, provenance, whole_folder, write_json
-from .detection import Detector
+from .detection import Detector, looks_negative
 from .evaluate import score_text
 from .figures import PALETTE, UNDETERMINED, plot_confusion, plot_curves, rim, show_image, show_images, use_style
 from .micrographs import UNKNOWN, classify, particle_fields, probability_columns
@@ -42,12 +43,16 @@ def overlay(
 ):
     "The micrograph with outlined, coloured and numbered particles, a scale bar and a legend."
     ax = ax or plt.subplots(figsize=(5.2, 5.7))[1]
-    lo, hi = np.percentile(m.image, (.5, 99.5))
-    show_image(m.image, m.sampling, ax, m.name, vmin=lo, vmax=hi)
-    colors, padded = class_colors(classes), np.pad(labels, 1)
+    n = max(1, max(m.image.shape)//2000)  # more pixels than a page shows cost memory only
+    h, w = (s//n*n for s in m.image.shape)
+    seen = measure.block_reduce(m.image[:h, :w], n, np.mean) if n > 1 else m.image
+    lo, hi = np.percentile(seen, (.5, 99.5))
+    show_image(seen, m.sampling, ax, m.name, vmin=lo, vmax=hi, extent=(-.5, w - .5, h - .5, -.5))
+    colors, places = class_colors(classes), ndimage.find_objects(labels)
     for r in table.itertuples():
-        for c in measure.find_contours((padded == r.label).astype(float), .5):
-            ax.plot(c[:, 1] - 1, c[:, 0] - 1, color=colors[r.shape], lw=1.3, path_effects=rim(2.2))
+        y, x = places[r.label - 1]
+        for c in measure.find_contours(np.pad((labels[y, x] == r.label).astype(float), 1), .5):
+            ax.plot(c[:, 1] - 1 + x.start, c[:, 0] - 1 + y.start, color=colors[r.shape], lw=1.3, path_effects=rim(2.2))
         ax.text(r.x_px, r.y_px, str(r.label), color='white', ha='center', va='center', fontsize=8, fontweight='bold', path_effects=rim(2))
     used = [c for c in colors if (table['shape'] == c).any()]
     ax.legend([Line2D([], [], color=colors[c], path_effects=rim(2.5)) for c in used], [f'{c} ({(table["shape"] == c).sum()})' for c in used],
@@ -166,7 +171,9 @@ def write_report(
     return table
 
 # %% ../nbs/19_report.ipynb #c4ff3008
-def _said(m): return [f'What was done to the file\'s pixels: {"; ".join(m.notes)}.'] if m.notes else []
+def _said(m):  # of the file's pixels
+    said = [f'What was done to the file\'s pixels: {"; ".join(m.notes)}.'] if m.notes else []
+    return said + ['Its bright parts are compact, its dark ones are not: if it is a negative, give --inverted.']*looks_negative(m)
 
 def _gallery(m, labels, table, card, most=40):  # crops with the network's first choice
     t = table.sort_values('confidence', ascending=False).head(most)

@@ -44,6 +44,14 @@ def test_the_files_own_pixel_size_is_used_and_can_be_overruled(tmp_path, grey):
     assert read(tmp_path/'a.tif', sampling=.5).sampling == .5
 
 
+def test_a_tiffs_own_resolution_is_a_pixel_size_only_if_it_cannot_be_a_printers(tmp_path, grey):
+    for name, unit, per in (('cm', 'CENTIMETER', 1e8/.586), ('inch', 'INCH', 2.54e8/.586), ('dpi', 'INCH', 300), ('none', 'INCH', 0)):
+        tifffile.imwrite(tmp_path/f'{name}.tif', grey, resolution=(per, per), resolutionunit=unit)
+    assert all(abs(read(tmp_path/f'{n}.tif').sampling - .586) < 1e-4 for n in ('cm', 'inch'))
+    for n in ('dpi', 'none'):
+        with pytest.raises(UserError, match='pixel size'): read(tmp_path/f'{n}.tif')
+
+
 def test_emd_is_read(tmp_path, grey):
     from rsciio.emd import file_writer
     axis = dict(units='nm', scale=.06, offset=0., navigate=False)
