@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'LOWEST', 'HIGHEST', 'FAINT', 'PLANES', 'AXES', 'WINDOW', 'SPREAD', 'RINGS', 'STRAY', 'OVERLAP', 'MARGIN',
-           'RING_WINDOW', 'RING_RANGE', 'RINGS_BELIEVED', 'FOCI', 'Spots', 'excess', 'find_spots', 'indexed',
-           'spots_everywhere', 'calibrate', 'film_focus']
+           'RING_WINDOW', 'LOWEST_RING', 'TOPS', 'RINGS_BELIEVED', 'FOCI', 'FEWEST', 'Spots', 'excess', 'find_spots',
+           'indexed', 'spots_everywhere', 'calibrate', 'film_focus']
 
 # %% ../nbs/17_lattice.ipynb #b23d1024
 from collections.abc import Iterable
@@ -182,9 +182,10 @@ def calibrate(
                 header=float(headers[0]/f111/constant))
 
 # %% ../nbs/17_lattice.ipynb #2e267383
-RING_WINDOW, RING_RANGE = 100., (.06, .7)  # Å; 1/Å
-RINGS_BELIEVED = .8  # of the variance that a smooth curve leaves
-FOCI = np.geomspace(50, 2000, 400)  # Å
+RING_WINDOW, LOWEST_RING = 100., .06  # Å; 1/Å
+TOPS = .35, .5, .7  # 1/Å: where the fit ends; far from focus the outer rings are too fine to be resolved
+RINGS_BELIEVED = .75  # of the variance that a smooth curve leaves; near focus and in noise at most 0.68 was seen
+FOCI, FEWEST = np.geomspace(100, 4000, 500), 1.5  # Å that are tried; rings that the fit must hold, lest a bend of the curve pass for one
 
 def _film_power(m, labels):  # frequencies (1/Å) and mean power of windows with almost no particles, or None
     n, out = round(RING_WINDOW/m.sampling), []
@@ -197,22 +198,29 @@ def _film_power(m, labels):  # frequencies (1/Å) and mean power of windows with
     ring = (np.hypot(*np.meshgrid(*[np.fft.fftfreq(n)]*2))*n).round().astype(int).ravel()
     power = np.bincount(ring, np.mean(out, 0).ravel())/np.bincount(ring)
     g = np.arange(len(power))/n/m.sampling
-    use = (g >= RING_RANGE[0]) & (g <= min(RING_RANGE[1], .48/m.sampling))
+    use = (g >= LOWEST_RING) & (g <= min(max(TOPS), .48/m.sampling))
     return g[use], power[use]
 
 # %% ../nbs/17_lattice.ipynb #c6dbb953
+def _ring_fit(g, power, lam):  # (share of the variance explained, focus)
+    smooth, best = np.linalg.qr(np.linspace(-1, 1, len(g))[:, None]**np.arange(5))[0], (0., None)
+    left = np.log(power + 1e-300)
+    left = left - smooth@(smooth.T@left)
+    for decay in (.15, .3, .5, 1., 9.):
+        rings = -np.cos(2*np.pi*lam*FOCI[:, None]*g**2)*np.exp(-(g/decay)**2)
+        rings -= rings@smooth@smooth.T
+        share = np.maximum(rings@left, 0)**2/((rings**2).sum(1)*max(left@left, 1e-30))
+        share[lam*FOCI*g[-1]**2 < FEWEST] = 0
+        best = max(best, (float(share.max()), float(FOCI[share.argmax()])))
+    return best
+
 def film_focus(
     m:Micrograph,  # its voltage, else 300 kV
     labels:np.ndarray,  # (y, x), of the particles
 )->float|None:  # Å from the film's middle, without sign; None where no rings show
-    "The distance from focus by the film's Thon rings (Thon 1966), for a microscope with Cs corrected."
+    "The distance from focus by the film's Thon rings (Thon 1966), as if Cs were corrected."
     found = _film_power(m, labels)
     if found is None or len(found[0]) < 20: return None
-    g, power = found
-    smooth, _ = np.linalg.qr(np.linspace(-1, 1, len(g))[:, None]**np.arange(5))
-    rest = lambda a: a - smooth@(smooth.T@a)
-    left, best = rest(np.log(power + 1e-300)), (0., None)
-    for f, decay in product(FOCI, (.3, .5, 1., 9.)):
-        rings = rest(-np.cos(2*np.pi*wavelength(m.voltage or 3e5)*f*g**2)*np.exp(-(g/decay)**2))
-        if (fit := rings@left) > 0: best = max(best, (fit**2/(rings@rings)/max(left@left, 1e-30), float(f)))
-    return best[1] if best[0] > RINGS_BELIEVED else None
+    (g, power), lam = found, wavelength(m.voltage or 3e5)
+    share, focus = max(_ring_fit(g[g <= top], power[g <= top], lam) for top in TOPS if (g <= top).sum() >= 20)
+    return focus if share > RINGS_BELIEVED else None

@@ -78,7 +78,7 @@ _PAGE = PAGE_HEAD + '''<h1>{{ name }}</h1><p>{{ summary }}</p>{% for n in notes 
 {% for p in pictures %}<h2>{{ p.title }}</h2><p>{{ p.text }}</p><img src="{{ p.src }}" alt="{{ p.alt }}">{% endfor %}
 <h2>Particles</h2>
 <p>Also in particles.csv; labels.tif has their pixels. Diameters in nm; p: calibrated probability of each shape; no reason: the answer stands;
-spacings and planes: of lattice fringes, where there are any.</p>
+spacings and planes: of lattice fringes, where there are any; film_focus_nm: distance from focus by the film's Thon rings, where they show.</p>
 <div class="wide"><table><tr>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>
 {% for r in rows %}<tr>{% for v in r %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></div>
 <h2>How this was made</h2><pre>{{ made }}</pre></html>'''
@@ -166,7 +166,8 @@ def write_report(
             (tmp/name).write_bytes(base64.b64decode(p['src'].split(',')[1]))
         write_json(tmp/'run.json', made)
         record = '\n'.join(f'{k}: {v}' for k, v in made.items())
-        page = html_page(m.name, summarise(m, table, card), table, pics + net, [*notes, *_said(m), detector.how(m), CAUTION], record)
+        said = [*notes, *_said(m), detector.how(m), *_focus(m, table), CAUTION]
+        page = html_page(m.name, summarise(m, table, card), table, pics + net, said, record)
         (tmp/'report.html').write_text(page, encoding='utf-8')
     return table
 
@@ -174,6 +175,11 @@ def write_report(
 def _said(m):  # of the file's pixels
     said = [f'What was done to the file\'s pixels: {"; ".join(m.notes)}.'] if m.notes else []
     return said + ['Its bright parts are compact, its dark ones are not: if it is a negative, give --inverted.']*looks_negative(m)
+
+def _focus(m, table):  # if the film tells it
+    known = table.film_focus_nm.dropna()
+    volts = f'{m.voltage/1e3:g} kV' if m.voltage else '300 kV, as the file names none,'
+    return [f"The film's Thon rings are those of an image {known.iloc[0]:.0f} nm from focus (at {volts} with Cs corrected)."] if len(known) else []
 
 def _gallery(m, labels, table, card, most=40):  # crops with the network's first choice
     t = table.sort_values('confidence', ascending=False).head(most)

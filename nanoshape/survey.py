@@ -96,7 +96,7 @@ def _particles(path, model, card, detector, out, notes, options):  # of one file
     for name, how in _images_of(path, options, done):
         asked = _asked(path, card, detector, how)
         if not _done(out/name, asked): write_report(read(path, **how), model, card, out/name, notes, detector, asked=asked)
-        table = pd.read_csv(out/name/'particles.csv', keep_default_na=False, na_values={'contrast_snr': ['']})
+        table = pd.read_csv(out/name/'particles.csv', keep_default_na=False, na_values={k: [''] for k in ('contrast_snr', 'film_focus_nm')})
         parts.append(table.assign(frame=how.get('frame') or 0))
     t = pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True)
     t['track'] = tracks(t)

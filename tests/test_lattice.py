@@ -5,7 +5,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from nanoshape.core import UserError, rng, torch_rng
-from nanoshape.lattice import calibrate, find_spots, indexed
+from nanoshape.lattice import calibrate, film_focus, find_spots, indexed
 from nanoshape.microscope import Microscope, images
 from nanoshape.multislice import exit_waves
 from nanoshape.orientations import rotated
@@ -65,3 +65,19 @@ def test_the_real_tiles_calibrate_themselves(sintering):
     tiles = [np.asarray(Image.open(p))[..., 0].astype(np.float32) for p in sorted(sintering.glob('train_image_*.png'))]
     c = calibrate([Micrograph(t, .586, 'tile') for t in tiles])
     assert abs(c['sampling'] - .586) < .006 and c['spots']['111'] > 3*c['spots']['200'] > 0
+
+
+# ---- focus
+
+@pytest.mark.parametrize('voltage', [None, 2e5])
+def test_the_films_rings_tell_how_far_from_focus(voltage):
+    """Both sides of focus, to 3 % and the film's own thickness; near focus, in noise and without a film there is no answer."""
+    film, kv = amorphous(200, 25, rng(1)), voltage or 3e5
+    wave, none = exit_waves(film, 400, kv, out_gpts=256), np.zeros((256, 256), int)
+    scope = lambda f: Microscope(kv, defocus=float(f), focal_spread=40., dose=2000.)
+    seen = lambda f: Micrograph(images(wave, scope(f), 200/256, torch_rng(2)).numpy(), 200/256, 'film', voltage)
+    for f in (-2500, -1000, -300, 250, 400, 900, 2000): assert abs(film_focus(seen(f), none) - abs(f)) < 25 + .03*abs(f)
+    assert all(film_focus(seen(f), none) is None for f in (-60, 0, 60))
+    noise = [Micrograph(np.random.default_rng(k).normal(size=(256, 256)).astype(np.float32), .8, 'noise') for k in range(20)]
+    assert all(film_focus(m, none) is None for m in noise)
+    assert film_focus(noise[0], none + 1) is None and film_focus(Micrograph(noise[0].image[:90, :90], .8, 'small'), none[:90, :90]) is None

@@ -11,10 +11,11 @@ from dm import write_dm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from ser import write_ser
 
 from nanoshape import reading
 from nanoshape.core import UserError
-from nanoshape.reading import MAX_PIXELS, Micrograph, burnt_in, check_field, frames, read, resampled
+from nanoshape.reading import MAX_PIXELS, Micrograph, burnt_in, check_field, frame_count, frames, read, resampled
 
 # ---- formats
 
@@ -184,6 +185,20 @@ def write_mrc(path, a, pixel=.6, mode=None, size=None):
     head = struct.pack('<10i', nx, ny, nz, mode, 0, 0, 0, nx, ny, nz) + struct.pack('<6f', nx*pixel, ny*pixel, nz*pixel, 90, 90, 90)
     path.write_bytes((head + struct.pack('<3i', 1, 2, 3)).ljust(208, b'\0') + b'MAP ' + b'DA\0\0' + b'\0'*(1024 - 216) + a.tobytes())
     return path
+
+
+@pytest.mark.parametrize('kind', ['uint16', 'int32', 'float32'])
+def test_ser_files(tmp_path, grey, kind):
+    """An image and a movie; a truncated one is an error."""
+    frames = np.stack([grey, grey[::-1]]).astype(kind)
+    write_ser(tmp_path/'one.ser', frames[:1], .06e-9); write_ser(tmp_path/'two.ser', frames, .06e-9)
+    m = read(tmp_path/'one.ser')
+    assert m.image.shape == grey.shape and abs(m.sampling - .6) < 1e-6 and np.abs(m.image - grey).max() == 0
+    assert frame_count(tmp_path/'two.ser') == 2 and np.abs(read(tmp_path/'two.ser', frame=1).image - grey[::-1]).max() == 0
+    whole = (tmp_path/'one.ser').read_bytes()
+    for part in (20, 60, len(whole)//2):
+        (tmp_path/'cut.ser').write_bytes(whole[:part])
+        with pytest.raises(UserError): read(tmp_path/'cut.ser')
 
 
 @pytest.mark.parametrize('kind', ['int8', 'int16', 'uint16', 'float32'])
