@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logits', 'wilson', 'cluster_interval', 'score', 'score_text', 'fit_temperature', 'confidence_threshold',
-           'reliability', 'calibration_error', 'risk_coverage', 'conformal_threshold', 'numbers_score', 'best_observer',
-           'best_observer_anywhere']
+           'reliability', 'calibration_error', 'risk_coverage', 'conformal_threshold', 'prediction_sets',
+           'numbers_score', 'best_observer', 'best_observer_anywhere']
 
 # %% ../nbs/14_evaluate.ipynb #74e0e736
 from collections.abc import Sequence
@@ -154,6 +154,18 @@ def conformal_threshold(
     p = np.sort(np.asarray(probs)[np.arange(len(y)), np.asarray(y)])
     k = int(np.floor(miss*(len(p) + 1)))
     return float(p[k - 1]) if k > 0 else 0.
+
+# %% ../nbs/14_evaluate.ipynb #5882e6aa
+def prediction_sets(
+    probs,  # calibrated (n, classes)
+    level:float=.99,
+)->np.ndarray:  # bool (n, classes)
+    "The fewest classes that together reach `level`."
+    order = np.argsort(-np.asarray(probs), 1)
+    before = np.cumsum(np.take_along_axis(np.asarray(probs), order, 1), 1) - np.take_along_axis(np.asarray(probs), order, 1)
+    out = np.zeros(order.shape, bool)
+    np.put_along_axis(out, order, before < level, 1)
+    return out
 
 # %% ../nbs/14_evaluate.ipynb #eef93e8b
 def numbers_score(

@@ -15,7 +15,7 @@ from torch import nn
 from .core import NM, rng
 from .data import network_input
 from .detection import BLUR, COARSE
-from .evaluate import logits
+from .evaluate import logits, prediction_sets
 from .lattice import film_focus, find_spots, indexed
 from .reading import Micrograph, check_field, resampled
 from .recipes import bounds
@@ -118,10 +118,8 @@ def _reasons(t, m, card, focus):  # why an answer is withheld, '' if it stands
            'no or weaker fringes than trained on': t.fringe_snr < card.get('fringe_snr_min', 0), 'low confidence': t.confidence < card['threshold']}
     return np.select([*why.values()], [*why], '')
 
-def _sets(t, probs, card):  # names of the classes that cannot be ruled out; '' where the network has no say
-    names, least = np.array(card['classes']), card.get('set_threshold', 0)
-    kept = (probs >= least) | (probs == probs.max(1, keepdims=True)) if len(t) else probs
-    return [' | '.join(names[k]) if r in ('', 'low confidence') else '' for k, r in zip(kept.astype(bool), t.reason)]
+def _sets(t, probs, classes):  # names; '' where the network has no say
+    return [' | '.join(np.array(classes)[k]) if r in ('', 'low confidence') else '' for k, r in zip(prediction_sets(probs), t.reason)]
 
 def classify(
     m:Micrograph,
@@ -140,6 +138,6 @@ def classify(
     t['confidence'] = probs.max(1, initial=0)
     t['film_focus_nm'] = focus = (film_focus(m, labels) or np.nan)/NM
     t['reason'] = _reasons(t, m, card, focus)
-    t['prediction_set'] = _sets(t, probs, card)
+    t['prediction_set'] = _sets(t, probs, card['classes'])
     t['shape'] = np.where(t.reason == '', np.array(card['classes'])[probs.argmax(1)] if len(t) else '', UNKNOWN)
     return t

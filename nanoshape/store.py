@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch, zarr
 from fastcore.basics import patch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 import nanoshape
 from .core import UserError, provenance, read_json, whole_file, write_json
 from .multislice import fourier_crop

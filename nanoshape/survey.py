@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 from jinja2 import Environment
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .core import UserError, check_replaceable, provenance, read_json, whole_file, write_json
 from .detection import Detector
 from .evaluate import wilson

@@ -14,7 +14,7 @@ import json, os, re, shutil, subprocess, sys
 import pandas as pd
 import papermill
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .core import UserError, project_root, read_json, read_yaml, whole_file, write_json
 
 # %% ../nbs/22_sweep.ipynb #0be0b638

@@ -3,9 +3,12 @@ import numpy as np
 from scipy import ndimage as ndi
 from skimage import io, measure
 
+from nanoshape.core import torch_rng
 from nanoshape.detection import segment
 from nanoshape.micrographs import classify, measure_lattice, measure_particles, particle_fields
+from nanoshape.microscope import Microscope, images
 from nanoshape.reading import Micrograph, read, resampled
+from nanoshape.recipes import make_recipe, waves_of
 from nanoshape.train import load_model
 
 
@@ -123,3 +126,19 @@ def test_no_shape_is_named_without_fringes(grey, run):
     m = Micrograph(grey.astype(np.float32), .6, 'discs')
     t = classify(m, segment(m), model, {**card, 'threshold': 0., 'feret_range_nm': [1, 9], 'fringe_snr_min': 20.})
     assert set(t.reason) == {'no or weaker fringes than trained on'} and set(t['shape']) == {'undetermined'}
+
+
+def test_far_from_focus_or_with_coarse_pixels_no_shape_is_named(run):
+    """A particle on a film, 100 nm from focus; the answer's place is taken by the reason."""
+    model, card = load_model(run[0]/'model.safetensors')
+    r = make_recipe(name='one', seed=3, size_nm=3, support_nm=2, box_nm=20, gpts=400, out_gpts=256)
+    wave, _, _ = waves_of(r, [0])
+    m = Micrograph(images(wave, Microscope(3e5, defocus=1000., focal_spread=40., dose=3000.), r.sampling, torch_rng(0))[0].numpy(), r.sampling, 'far')
+    y, x = np.mgrid[:256, :256]
+    labels = ((y - 128)**2 + (x - 128)**2 < 18**2).astype(int)
+    open_card = {**card, 'threshold': 0., 'feret_range_nm': [1, 9], 'fringe_snr_min': 0.}
+    far = classify(m, labels, model, {**open_card, 'recipe': {**card['recipe'], 'defocus_nm': {'uniform': [-10, 10]}}})
+    assert abs(far.film_focus_nm.item() - 100) < 5 and far.reason.item() == 'farther from focus than trained on' and far.prediction_set.item() == ''
+    near = classify(m, labels, model, {**open_card, 'recipe': {**card['recipe'], 'defocus_nm': {'uniform': [-120, 120]}}})
+    assert near.reason.item() == '' and near['shape'].item() in near.prediction_set.item()
+    assert classify(m, labels, model, {**open_card, 'sampling': card['sampling']/4}).reason.item() == 'coarser pixels than trained on'
