@@ -81,6 +81,7 @@ def _cut(store, i, draws, device='cpu'):  # a square of a new image of field i: 
     square = np.s_[..., y:y + WIDTH, x:x + WIDTH]
     return dihedral(image[square], k), dihedral(targets(store.maps([i])[0][square]), k)
 
+# %% ../nbs/16_detection.ipynb #27b2e028
 class FieldLoader(DataLoader):
     "fastai `DataLoader` over (store, field) pairs: batches are (network input, targets), fresh each epoch."
     def __init__(self, items, bs=8, **kwargs):
@@ -122,6 +123,7 @@ def mask_loss(
     dice = (2*(p*goal).sum((0, 2, 3)) + 1)/((p + goal).sum((0, 2, 3)) + 1)
     return F.binary_cross_entropy_with_logits(scores.float(), goal) + 1 - dice.mean()
 
+# %% ../nbs/16_detection.ipynb #67759b2c
 def pixel_iou(scores, goal):
     "Intersection over union of the first channel."
     found, true = scores[:, 0] > 0, goal[:, 0] > .5

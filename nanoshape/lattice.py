@@ -187,6 +187,7 @@ TOPS = .35, .5, .7  # 1/Å: where the fit ends; far from focus the outer rings a
 RINGS_BELIEVED = .75  # of the variance that a smooth curve leaves; near focus and in noise at most 0.68 was seen
 FOCI, FEWEST = np.geomspace(100, 4000, 500), 1.5  # Å that are tried; rings that the fit must hold, lest a bend of the curve pass for one
 
+# %% ../nbs/17_lattice.ipynb #8d367ae5
 def _film_power(m, labels):  # frequencies (1/Å) and mean power of windows with almost no particles, or None
     n, out = round(RING_WINDOW/m.sampling), []
     if min(m.image.shape) < n: return None
@@ -214,6 +215,7 @@ def _ring_fit(g, power, lam):  # (share of the variance explained, focus)
         best = max(best, (float(share.max()), float(FOCI[share.argmax()])))
     return best
 
+# %% ../nbs/17_lattice.ipynb #d7d85e33
 def film_focus(
     m:Micrograph,  # its voltage, else 300 kV
     labels:np.ndarray,  # (y, x), of the particles

@@ -118,9 +118,11 @@ def _reasons(t, m, card, focus):  # why an answer is withheld, '' if it stands
            'no or weaker fringes than trained on': t.fringe_snr < card.get('fringe_snr_min', 0), 'low confidence': t.confidence < card['threshold']}
     return np.select([*why.values()], [*why], '')
 
+# %% ../nbs/18_micrographs.ipynb #49fd19a4
 def _sets(t, probs, classes):  # names; '' where the network has no say
     return [' | '.join(np.array(classes)[k]) if r in ('', 'low confidence') else '' for k, r in zip(prediction_sets(probs), t.reason)]
 
+# %% ../nbs/18_micrographs.ipynb #df2bb578
 def classify(
     m:Micrograph,
     labels:np.ndarray,  # (y, x), of the particles

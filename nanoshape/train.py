@@ -163,11 +163,12 @@ def save_model(
     with whole_file(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, tmp)
     write_json(path.with_suffix('.json'), dict(arch=arch, classes=list(classes), sampling=sampling, gpts=gpts, **card))
 
-# %% ../nbs/13_train.ipynb #64f61d97
+# %% ../nbs/13_train.ipynb #a1215a36
 def card_settings(card:dict)->dict:
     "What decides a model's answers: its card without the log and the test."
     return {k: v for k, v in card.items() if k not in ('log', 'test')}
 
+# %% ../nbs/13_train.ipynb #64f61d97
 def load_model(
     path:str|Path,  # `….safetensors`
     device:str|torch.device='cpu',

@@ -69,6 +69,13 @@ def test_notebooks_are_clean(copy):
     assert not dirty, 'run `make export`'
 
 
+@pytest.mark.parametrize('path', **ids(ALL))
+def test_no_output_needs_a_kernel(path):
+    """A progress bar as a widget is a blank once its kernel is gone."""
+    shown = [o for c in cells(path) for o in c.get('outputs', []) if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
+    assert not shown and 'widgets' not in json.loads(path.read_text(encoding='utf-8'))['metadata']
+
+
 @pytest.mark.parametrize('path', **ids(LIBRARY))
 def test_a_notebook_imports_only_lower_numbers(path):
     number = {re.sub(r'^\d+_', '', p.stem): int(p.stem.split('_')[0]) for p in LIBRARY}
