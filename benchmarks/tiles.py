@@ -21,12 +21,14 @@ def main():
     a, rows = p.parse_args(), []
     folder = Path(a.folder or (shared_data() or Path())/'real/sintering')
     for way, find in (('network', Detector(project_root()/'data/models/particles.safetensors')), ('threshold', Detector())):
-        counts = []
+        counts = {.5: [], .3: []}
         for k in range(20):
-            m = read(folder/f'train_image_{k}.png', sampling=.5886)
-            counts.append(compare(find(m), io.imread(folder/f'train_label_{k}.png')[..., 0] > 0, m.sampling))
-        rows.append(dict(way=way, **detection_score(counts), **provenance()))
-        print({k: v for k, v in rows[-1].items() if k in ('way', 'particles', 'found', 'right', 'f1', 'pixel_iou', 'diameter')})
+            m, mask = read(folder/f'train_image_{k}.png', sampling=.5886), io.imread(folder/f'train_label_{k}.png')[..., 0] > 0
+            labels = find(m)
+            for least, c in counts.items(): c.append(compare(labels, mask, m.sampling, least))
+        for least, c in counts.items():
+            rows.append(dict(way=way, least_iou=least, **detection_score(c), **provenance()))
+            print({k: v for k, v in rows[-1].items() if k in ('way', 'least_iou', 'particles', 'found', 'right', 'f1', 'pixel_iou', 'diameter')})
     pd.DataFrame(rows).to_csv(a.out, index=False)
 
 

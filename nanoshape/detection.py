@@ -210,6 +210,7 @@ def compare(
     found:np.ndarray,  # (y, x) labels
     true:np.ndarray,  # (y, x) labels
     sampling:float,  # Å per pixel
+    least:float=RIGHT,  # share of the union that makes a particle right
 )->dict:  # n_found, n_true, n_right, pixel_iou, diameters (found, true) of right ones, and their sums over all (Å)
     "One image's count."
     true, f_area = measure.label(true), np.bincount(found.ravel())
@@ -220,7 +221,7 @@ def compare(
     both = (pairs > 0).all(0)
     f, t, n = *pairs[:, both], shared[both]
     lost = np.isin(np.arange(len(f_area)), f[sliver[t] & (n > f_area[f]/2)])  # found ones that lie on slivers
-    right = (n/(f_area[f] + t_area[t] - n) >= RIGHT) & ~sliver[t]
+    right = (n/(f_area[f] + t_area[t] - n) >= least) & ~sliver[t]
     asked, given = np.flatnonzero(~sliver & (t_area > 0))[1:], np.flatnonzero(~lost & (f_area > 0))[1:]
     return dict(n_found=len(given), n_true=len(asked), n_right=int(right.sum()),
                 pixel_iou=((found > 0) & (true > 0)).sum()/max(1, ((found > 0) | (true > 0)).sum()),
