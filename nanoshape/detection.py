@@ -101,7 +101,12 @@ def field_loaders(
     bs:int=8,
     device:torch.device|None=None,  # default: CUDA where there is one
 )->DataLoaders:
-    "Fresh squares for training, fixed ones for validation, of other fields: the last of each store."
+    """Fresh squares for training, fixed ones for validation, of other fields: the last of each store. Raises `UserError` for fields that are too
+    small, too few, or of several pixel sizes."""
+    if len({s.sampling for s in stores}) != 1: raise UserError('a detector is trained at one pixel size: give recipes with one box_nm per out_gpts')
+    for s in stores:
+        if s.recipe.out_gpts < WIDTH or len(s) < 2:
+            raise UserError(f'{s.recipe.name}: a detector needs two fields or more, of at least {WIDTH} pixels (out_gpts)')
     train, watch, device = [], [], device or default_device()
     for s, n in zip(stores, cuts or [1]*len(stores), strict=True):
         held = max(1, round(valid*len(s)))
@@ -222,7 +227,7 @@ def compare(
     f, t, n = *pairs[:, both], shared[both]
     lost = np.isin(np.arange(len(f_area)), f[sliver[t] & (n > f_area[f]/2)])  # found ones that lie on slivers
     right = (n/(f_area[f] + t_area[t] - n) >= least) & ~sliver[t]
-    asked, given = np.flatnonzero(~sliver & (t_area > 0))[1:], np.flatnonzero(~lost & (f_area > 0))[1:]
+    asked, given = (np.flatnonzero(ok & (a > 0) & (np.arange(len(a)) > 0)) for ok, a in ((~sliver, t_area), (~lost, f_area)))
     return dict(n_found=len(given), n_true=len(asked), n_right=int(right.sum()),
                 pixel_iou=((found > 0) & (true > 0)).sum()/max(1, ((found > 0) | (true > 0)).sum()),
                 right_found=diameter(f_area[f[right]]).sum(), right_true=diameter(t_area[t[right]]).sum(),

@@ -113,6 +113,13 @@ def test_a_negative_is_noticed(grey):
     assert looks_negative(m(255. - grey)) and not looks_negative(m(grey + 0.))
 
 
+@pytest.mark.parametrize('changes', [dict(out_gpts=128), dict(structures=1), dict(box_nm=25, gpts=500)])
+def test_fields_that_do_not_serve_for_training_are_refused(tmp_path, changes):
+    r = dict(name='f', kind='field', structures=2, particles=1, size_nm=2, box_nm=20, gpts=400, out_gpts=256, support_nm=0)
+    stores = [simulate(make_recipe(**{**r, **c}), tmp_path/str(k), workers=0) for k, c in enumerate(({}, changes))]
+    with pytest.raises(UserError, match='detector'): field_loaders(stores)
+
+
 # ---- the score
 
 def test_the_score_agrees_with_a_count_by_hand():
@@ -129,6 +136,11 @@ def test_slivers_are_neither_asked_for_nor_false():
     truth = discs((100, 100), (50, 50, 12), (50, 101, 3))  # what the edge leaves of the second is under 0.8 nm wide
     assert compare(truth, truth, 1.5)['n_true'] == compare(truth, truth, 1.5)['n_found'] == 1
     assert detection_score([compare(np.where(truth == 1, 1, 0), truth, 1.5)])['f1'] == 1
+
+
+def test_a_field_that_is_all_particle_counts_one():
+    c = compare(np.ones((30, 30), int), np.ones((30, 30), int), 1.)
+    assert (c['n_found'], c['n_true'], c['n_right']) == (1, 1, 1)
 
 
 def test_nothing_found_is_no_division_by_zero():
