@@ -55,12 +55,12 @@ def analyse(a):
     if a.calibrate: a.pixel_size = _calibrated(a)
     if many: return _analyse_folder(a, out)
     m = _read(a)
-    from nanoshape.report import summarise, write_report
+    from nanoshape.report import label_file, summarise, write_report
     from nanoshape.train import load_model
     model, card = load_model(a.model or default_model())
     table = write_report(m, model, card, out, detector=_detector(a), image=str(a.image))
     print(summarise(m, table, card))
-    print(f'Results: {out}/report.html (and particles.csv, labels.tif, overlay.png)')
+    print(f'Results: {out}/report.html (and particles.csv, {label_file(m.name)}, overlay.png)')
 
 # %% ../nbs/23_cli.ipynb #8f495a94
 def _calibrated(a):  # nm per pixel

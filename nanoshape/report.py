@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAGE_HEAD', 'CAUTION', 'class_colors', 'overlay', 'picture', 'html_page', 'network_pictures', 'summarise',
-           'write_report']
+           'label_file', 'write_report']
 
 # %% ../nbs/19_report.ipynb #c4b93cba
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ th,td{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd}th{backg
 _PAGE = PAGE_HEAD + '''<h1>{{ name }}</h1><p>{{ summary }}</p>{% for n in notes %}<p>{{ n }}</p>{% endfor %}
 {% for p in pictures %}<h2>{{ p.title }}</h2><p>{{ p.text }}</p><img src="{{ p.src }}" alt="{{ p.alt }}">{% endfor %}
 <h2>Particles</h2>
-<p>Also in particles.csv; labels.tif has their pixels. Diameters in nm; p: calibrated probability of each shape; no reason: the answer stands;
+<p>Also in particles.csv; their pixels are in {{ labels }}. Diameters in nm; p: calibrated probability of each shape; no reason: the answer stands;
 spacings and planes: of lattice fringes, where there are any; film_focus_nm: distance from focus by the film's Thon rings, where they show.</p>
 <div class="wide"><table><tr>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>
 {% for r in rows %}<tr>{% for v in r %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></div>
@@ -91,13 +91,14 @@ def html_page(
     pictures:Sequence[dict],  # each with title, text, alt, src
     notes:Sequence[str]=(),
     made:str='',  # parameters, versions, commit
+    labels:str='labels.tif',  # name of the label image
 )->str:
     "One self-contained page; everything but the pictures' data is escaped."
     short = lambda v: f'{v:.2f}' if isinstance(v, float) else str(v)
     shown = table.drop(columns=['x_nm', 'y_nm', 'area_nm2', 'confidence'], errors='ignore')
     rows = [[short(v) for v in r] for r in shown.itertuples(index=False)]
     page = Environment(autoescape=True).from_string(_PAGE)
-    return page.render(name=name, summary=summary, notes=notes, pictures=pictures, columns=list(shown), rows=rows, made=made)
+    return page.render(name=name, summary=summary, notes=notes, pictures=pictures, columns=list(shown), rows=rows, made=made, labels=labels)
 
 # %% ../nbs/19_report.ipynb #da1b84f3
 def network_pictures(
@@ -136,6 +137,14 @@ CAUTION = ('The network has been trained and tested on simulated images only. '
            'On a real micrograph its answers are a prediction that nothing on this page verifies; '
            'where a particle shows no lattice fringes, they rest on its outline and contrast alone.')
 
+# %% ../nbs/19_report.ipynb #48c7977b
+def label_file(
+    name:str,  # of a micrograph, as `read` gives it
+)->str:
+    "`NAME_labels.tif`, with the number of the frame if there is one."
+    file, _, frame = name.partition(' [')
+    return '_'.join([Path(file).stem, *([frame[:-1]] if frame else []), 'labels.tif'])
+
 # %% ../nbs/19_report.ipynb #68400408
 def write_report(
     m:Micrograph,
@@ -146,8 +155,8 @@ def write_report(
     detector:Detector|None=None,  # default: by darkness
     **params,  # recorded in run.json
 )->pd.DataFrame:  # the particles
-    """Analyse `m` and write particles.csv, labels.tif (0 background, 1 … n the table's `label`), overlay.png, confusion.png, curves.png, run.json and
-    report.html into `out`."""
+    """Analyse `m` and write particles.csv, NAME_labels.tif (0 background, 1 … n the table's `label`), overlay.png, confusion.png, curves.png,
+    run.json and report.html into `out`."""
     use_style()
     detector = detector or Detector()
     labels = detector(m)
@@ -161,13 +170,13 @@ def write_report(
     net = network_pictures(card)
     with whole_folder(out) as tmp:
         table.to_csv(tmp/'particles.csv', index=False)
-        tifffile.imwrite(tmp/'labels.tif', labels.astype(np.uint16 if labels.max() < 2**16 else np.uint32), compression='zlib')
+        tifffile.imwrite(tmp/label_file(m.name), labels.astype(np.uint16 if labels.max() < 2**16 else np.uint32), compression='zlib')
         for p, name in zip([pics[0], *net], ('overlay.png', 'confusion.png', 'curves.png')):
             (tmp/name).write_bytes(base64.b64decode(p['src'].split(',')[1]))
         write_json(tmp/'run.json', made)
         record = '\n'.join(f'{k}: {v}' for k, v in made.items())
         said = [*notes, *_said(m), detector.how(m), *_focus(m, table), CAUTION]
-        page = html_page(m.name, summarise(m, table, card), table, pics + net, said, record)
+        page = html_page(m.name, summarise(m, table, card), table, pics + net, said, record, label_file(m.name))
         (tmp/'report.html').write_text(page, encoding='utf-8')
     return table
 

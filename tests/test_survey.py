@@ -52,7 +52,7 @@ def test_bad_files_are_listed_and_the_others_go_on(folder, tmp_path):
     assert np.allclose(again.feret_max_nm, particles.feret_max_nm) and (again.file == particles.file).all()
     page = (tmp_path/'out/report.html').read_text()
     assert 'bad.tif' in page and 'href="a.dm3/report.html"' in page and '<img src="data:image/png' in page
-    labels = tifffile.imread(tmp_path/'out/0.png/labels.tif')
+    labels = tifffile.imread(tmp_path/'out/0.png/0_labels.tif')
     t = pd.read_csv(tmp_path/'out/0.png/particles.csv')
     assert set(np.unique(labels)) == {0, *t.label} and all(labels[round(r.y_px), round(r.x_px)] == r.label for r in t.itertuples())
     summary = json.loads((tmp_path/'out/survey.json').read_text())
