@@ -189,15 +189,15 @@ FOCI, FEWEST = np.geomspace(100, 4000, 500), 1.5  # Å that are tried; rings tha
 
 # %% ../nbs/17_lattice.ipynb #8d367ae5
 def _film_power(m, labels):  # frequencies (1/Å) and mean power of windows with almost no particles, or None
-    n, out = round(RING_WINDOW/m.sampling), []
+    n, total, windows = round(RING_WINDOW/m.sampling), 0., 0
     if min(m.image.shape) < n: return None
     soft = np.outer(hann(n, sym=False), hann(n, sym=False))
     for y, x in product(*(range(0, k - n + 1, n//2) for k in m.image.shape)):
         part, inside = m.image[y:y + n, x:x + n], labels[y:y + n, x:x + n] > 0
-        if inside.mean() < .05: out.append(np.abs(np.fft.fft2((part - part.mean())*soft))**2)
-    if not out: return None
+        if inside.mean() < .05: total, windows = total + np.abs(np.fft.fft2((part - part.mean())*soft))**2, windows + 1
+    if not windows: return None
     ring = (np.hypot(*np.meshgrid(*[np.fft.fftfreq(n)]*2))*n).round().astype(int).ravel()
-    power = np.bincount(ring, np.mean(out, 0).ravel())/np.bincount(ring)
+    power = np.bincount(ring, total.ravel()/windows)/np.bincount(ring)
     g = np.arange(len(power))/n/m.sampling
     use = (g >= LOWEST_RING) & (g <= min(max(TOPS), .48/m.sampling))
     return g[use], power[use]
