@@ -149,6 +149,10 @@ def test_experiment_runs_through_papermill(path, tmp_path):
         d = {(r['shape'], r['dose']): r['d'] for r in rows if r['film']}
         assert all(d[s, 10] < d[s, 100] < d[s, 5000] for s, _ in d), 'more electrons tell shapes apart better'
         return
+    if path.stem == 'detection':
+        assert {k.split(', ')[1] for k in metrics['tests']} == {'network', 'threshold'}
+        assert all(m['images'] == 2 and m['particles'] > 0 and 0 <= m['f1'] <= 1 for m in metrics['tests'].values())
+        return
     for m in metrics.get('tests', {'': metrics}).values():
         assert m['n'] > 0 and 0 <= m['accuracy_low'] <= m['accuracy'] <= m['accuracy_high'] <= 1
     assert time.time() - start < 60, 'the defaults of an experiment are meant to run in under 20 s on a quiet machine'
