@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'HALO', 'UNKNOWN', 'FOCUS_MARGIN', 'measure_particles', 'measure_lattice', 'particle_fields',
-           'probability_columns', 'classify']
+           'noise_share', 'probability_columns', 'classify']
 
 # %% ../nbs/18_micrographs.ipynb #3412795e
 import numpy as np
@@ -17,7 +17,7 @@ from .data import network_input
 from .detection import BLUR, COARSE
 from .evaluate import logits, prediction_sets
 from .lattice import film_focus, find_spots, indexed
-from .reading import Micrograph, check_field, resampled
+from .reading import Micrograph, check_field, relabelled, resampled
 from .recipes import bounds
 from .structures import feret
 
@@ -86,8 +86,7 @@ def particle_fields(
 )->torch.Tensor:  # float32 (n, gpts, gpts)
     "One field per particle, at the network's pixel size, the particle in the middle."
     image = resampled(m.image, m.sampling, sampling)
-    grid = [np.minimum(((np.arange(n) + .5)/n*o).astype(int), o - 1) for n, o in zip(image.shape, labels.shape)]
-    lab = morphology.dilation(labels, morphology.disk(max(1, round(HALO/m.sampling))))[np.ix_(*grid)]
+    lab = relabelled(morphology.dilation(labels, morphology.disk(max(1, round(HALO/m.sampling)))), image.shape)
     ground, out, pad = image[lab == 0], [], gpts
     image, lab = np.pad(image, pad, mode='symmetric'), np.pad(lab, pad, mode='symmetric')
     for r in table.itertuples():
@@ -97,6 +96,17 @@ def particle_fields(
         if len(ground): crop[others] = rng(0, 'ground', r.label).choice(ground, others.sum())
         out.append(crop)
     return torch.from_numpy(np.stack(out)) if out else torch.empty(0, gpts, gpts)
+
+# %% ../nbs/18_micrographs.ipynb #d2cb5728
+def noise_share(
+    fields,  # (..., y, x)
+)->np.ndarray:  # (...), from 0 to 1
+    """Share of each field's variance that is white noise, of electrons and film: the spectrum's level beyond Nyquist's circle over its mean. The
+    power of noise is distributed exponentially, so that its mean is its median over ln 2."""
+    a = np.asarray(fields, float)
+    power = np.abs(np.fft.fft2(a - a.mean((-2, -1), keepdims=True)))**2
+    corners = np.hypot(*np.meshgrid(*map(np.fft.fftfreq, a.shape[:-3:-1]))) > .5
+    return np.minimum(1, np.median(power[..., corners], axis=-1)/np.log(2)/np.maximum(power.mean((-2, -1)), 1e-30))
 
 # %% ../nbs/18_micrographs.ipynb #3be23046
 UNKNOWN = 'undetermined'
@@ -109,12 +119,13 @@ def probability_columns(
     return ['p_' + c.replace(' ', '_') for c in classes]
 
 # %% ../nbs/18_micrographs.ipynb #1ba07bf8
-def _reasons(t, m, card, focus):  # why an answer is withheld, '' if it stands
+def _reasons(t, m, card, focus, noise):  # why an answer is withheld, '' if it stands
     (lo, hi), most = card['feret_range_nm'], np.abs(bounds(card.get('recipe', {}).get('defocus_nm', np.inf))).max()
     all_of_them = lambda v: np.full(len(t), bool(v))
     why = {'touches the edge': t.border, 'smaller than trained on': t.feret_max_nm < lo, 'larger than trained on': t.feret_max_nm > hi,
            'coarser pixels than trained on': all_of_them(m.sampling > COARSE*card['sampling']),
            'farther from focus than trained on': all_of_them(focus > most + FOCUS_MARGIN),
+           'more noise than trained on': noise > card.get('noise_max', 1),
            'no or weaker fringes than trained on': t.fringe_snr < card.get('fringe_snr_min', 0), 'low confidence': t.confidence < card['threshold']}
     return np.select([*why.values()], [*why], '')
 
@@ -127,7 +138,7 @@ def classify(
     m:Micrograph,
     labels:np.ndarray,  # (y, x), of the particles
     model:nn.Module,
-    card:dict,  # of the model: classes, sampling, gpts, temperature, threshold, feret_range_nm, perhaps fringe_snr_min
+    card:dict,  # of the model: classes, sampling, gpts, temperature, threshold, feret_range_nm, perhaps fringe_snr_min and noise_max
 )->pd.DataFrame:
     """The table of `measure_particles` and `measure_lattice`, with a probability per shape (`p_…`), the shape or `undetermined`, the
     confidence, and the reason for withholding. Raises `UserError` for an image narrower than the network's field."""
@@ -139,7 +150,8 @@ def classify(
     t[probability_columns(card['classes'])] = probs
     t['confidence'] = probs.max(1, initial=0)
     t['film_focus_nm'] = focus = (film_focus(m, labels) or np.nan)/NM
-    t['reason'] = _reasons(t, m, card, focus)
+    t['noise_share'] = noise = noise_share(fields)
+    t['reason'] = _reasons(t, m, card, focus, noise)
     t['prediction_set'] = _sets(t, probs, card['classes'])
     t['shape'] = np.where(t.reason == '', np.array(card['classes'])[probs.argmax(1)] if len(t) else '', UNKNOWN)
     return t

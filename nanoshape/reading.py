@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READERS', 'PICTURES', 'MAX_PIXELS', 'PRINT', 'PATIENCE', 'MEMORY', 'LONGEST', 'Micrograph', 'serve', 'check_sampling',
-           'check_field', 'resampled', 'burnt_in', 'read', 'frame_count', 'frames']
+           'check_field', 'resampled', 'relabelled', 'burnt_in', 'read', 'frame_count', 'frames']
 
 # %% ../nbs/15_reading.ipynb #28adc1c0
 from collections.abc import Iterator
@@ -182,7 +182,7 @@ def serve():
             a, said = _load(Path(q['path']), q['frame'])
             if a is not None: said['shape'] = a.shape
         except UserError as e: said = dict(refused=str(e))
-        except BaseException as e: said = dict(failed=type(e).__name__)  # whatever a damaged file makes of a reader
+        except BaseException: said = dict(failed=True)  # whatever a damaged file makes of a reader
         answers.write(json.dumps(said).encode() + b'\n' + (a.tobytes() if a is not None else b''))
         answers.flush()
 
@@ -218,8 +218,7 @@ def _pixels(path, frame):  # → array (y, x), or None if `frame` is 'count'; an
     a, said = _readers.ask(path, frame)
     if 'refused' in said: raise UserError(said['refused'])
     if a is None and 'frames' not in said:
-        why = said.get('failed') or 'its reader stopped'
-        raise UserError(f'{path.name} cannot be read as {kind[1:].upper()} ({why}): is the file damaged, or of another kind?')
+        raise UserError(f'{path.name} cannot be read as {kind[1:].upper()}: is the file damaged, or of another kind?')
     return a, said
 
 # %% ../nbs/15_reading.ipynb #6f297d3a
@@ -268,6 +267,14 @@ def resampled(
         parts = np.array_split(lines, -(-len(lines)//512))  # a few at a time, for the memory's sake
         image = np.moveaxis(np.concatenate([resample(np.concatenate([p, p[:, ::-1]], 1), 2*m, axis=1)[:, :m] for p in parts]), -1, axis)
     return np.ascontiguousarray(image, np.float32)
+
+# %% ../nbs/15_reading.ipynb #a5219332
+def relabelled(
+    labels:np.ndarray,  # (y, x)
+    shape:tuple[int,int],  # new numbers of pixels, of the same field
+)->np.ndarray:
+    "A label image on another grid: the nearest pixel's label."
+    return labels[np.ix_(*(np.minimum(((np.arange(n) + .5)/n*o).astype(int), o - 1) for n, o in zip(shape, labels.shape)))]
 
 # %% ../nbs/15_reading.ipynb #6c281a1d
 LONGEST = 3.  # sides of a pixel; beyond that it is a scan line

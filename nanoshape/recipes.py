@@ -111,7 +111,7 @@ class Objects:
     orientations: str|int = 'random'  # or 'facet down', or N: only N evenly spread ones
     support: str = 'hard spheres'  # a key of `SUPPORTS`
     support_nm: Spread = 2.  # thickness; 0: none
-    support_options: dict|None = None  # of the support, each a number or a distribution: `roughness`, `vacuum`, and its own (`support_options`)
+    support_options: dict|None = None  # of the support, each a number or a distribution: `roughness`, `vacuum`, `step`, its own (`support_options`)
 
 # %% ../nbs/09_recipes.ipynb #bfef6a23
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ def _check_options(r):  # of the support
             raise UserError(f'support_options: {r.support} has no {k!r}; it has {", ".join(support_options(r.support))}')
         if isinstance(v, str): continue
         check_spread(v, f'support_options.{k}')
-        if k in ('roughness', 'vacuum') and not 0 <= bounds(v)[0] <= bounds(v)[1] < (.25 if k == 'roughness' else 1):
+        if k in ('roughness', 'vacuum', 'step') and not 0 <= bounds(v)[0] <= bounds(v)[1] < (.25 if k == 'roughness' else 1):
             raise UserError(f'support_options.{k} must lie between 0 and {.25 if k == "roughness" else 1:g}, not {bounds(v)}')
 
 def _check_names(r):  # kinds, classes, materials, supports
@@ -203,7 +203,7 @@ def _check_values(r):
     if len(r.heights) != 2 or not all(isinstance(h, int) for h in r.heights) or not 1 <= r.heights[0] <= r.heights[1] <= 100:
         raise UserError(f'heights must be two whole numbers from 1 to 100, the smaller first, not {list(r.heights)!r}')
     for k, low, high in (('vacancies', 0, .5), ('adatoms', 0, 1), ('models', 0, 1), ('touching', 0, 1), ('truncation', 0, .5),
-                         ('particles', 1, 10000)):
+                         ('particles', 0, 10000)):
         b = bounds(getattr(r, k))
         if b[0] < low or b[1] > high or (k == 'truncation' and not low < b[0] <= b[1] < high):
             raise UserError(f'{k} must lie between {low:g} and {high:g}, not {b}')
@@ -328,7 +328,7 @@ _CIRCLE = np.stack([np.cos(t := np.arange(12)*np.pi/6), np.sin(t)], 1)
 
 def _particle_map(atoms, sampling, n, width):
     out = np.zeros((n, n), np.uint16)
-    for k in range(atoms.arrays['particle'].max() + 1):
+    for k in range(atoms.arrays['particle'].max(initial=-1) + 1):
         p = atoms.positions[atoms.arrays['particle'] == k, :2]
         p = p[0] + (p - p[0] + width/2) % width - width/2  # in one piece across the box's sides
         v = (p[:, None] + RIM*_CIRCLE).reshape(-1, 2)

@@ -269,7 +269,7 @@ PAD = 2.0  # Å of vacuum before and after
 
 # %% ../nbs/04_structures.ipynb #d0670cd4
 def assemble(
-    particles:Atoms|Sequence[Atoms],  # one or more, any position
+    particles:Atoms|Sequence[Atoms],  # any number, any position
     width:float,  # Å, box in x and y
     support:Atoms|None=None,  # a slab of the same width, from z = 0 up
     shifts:Sequence=((0., 0.),),  # Å, each particle's centre (x, y) from the box's centre
@@ -277,8 +277,9 @@ def assemble(
     """One periodic cell with the particles at their places and the support below them; `arrays['particle']` numbers the particles from 0,
     the support is −1. Raises `UserError` if a particle does not fit."""
     particles = [particles] if isinstance(particles, Atoms) else list(particles)
-    depth = 2*PAD + max(np.ptp(p.positions[:, 2]) for p in particles)
+    depth = 2*PAD + max((np.ptp(p.positions[:, 2]) for p in particles), default=0)
     out = Atoms(info=dict(particles[0].info) if len(particles) == 1 else {})
+    out.set_array('particle', np.zeros(0, int))
     for k, (p, shift) in enumerate(zip(particles, shifts, strict=True)):
         lo, hi = p.positions.min(0), p.positions.max(0)
         if (hi - lo)[:2].max() > width:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULE', 'STEP', 'SUPPORTS', 'number_density', 'amorphous', 'replaced', 'displaced_diamond', 'quenched',
            'network_block', 'carbon_network', 'pair_distribution', 'coordination', 'roughened', 'with_hole',
-           'with_edge', 'support', 'support_options']
+           'with_edge', 'with_step', 'support', 'support_options']
 
 # %% ../nbs/03_supports.ipynb #db2b7406
 from collections.abc import Sequence
@@ -232,10 +232,10 @@ def roughened(
     return film[film.positions[:, 2] >= 2*height + h[j, i]]
 
 # %% ../nbs/03_supports.ipynb #ab7c22c5
-def _vacuum(film, r, angle, width, generator):  # r ± a ragged line
+def _beyond(r, angle, width, generator):  # bool: r lies beyond a ragged line around 0
     waves = np.arange(1, 9)[:, None]
     ragged = (generator.normal(size=(8, 1))*np.sin(waves*angle + generator.uniform(0, 2*np.pi, (8, 1)))/waves).sum(0)
-    return film[r >= ragged*width]
+    return r >= ragged*width
 
 def with_hole(
     film:Atoms,
@@ -246,7 +246,7 @@ def with_hole(
 )->Atoms:
     "The film with a roughly round hole."
     d = film.positions[:, :2] - (film.cell.lengths()[:2]/2 if centre is None else centre)
-    return _vacuum(film, np.hypot(*d.T) - radius, np.arctan2(d[:, 1], d[:, 0]), ragged, generator)
+    return film[_beyond(np.hypot(*d.T) - radius, np.arctan2(d[:, 1], d[:, 0]), ragged, generator)]
 
 # %% ../nbs/03_supports.ipynb #069300f5
 def with_edge(
@@ -256,7 +256,22 @@ def with_edge(
     ragged:float=5.,  # Å
 )->Atoms:
     "The film to the right of a ragged edge along y. The box stays periodic, so its left side is an edge too."
-    return _vacuum(film, film.positions[:, 0] - position, 2*np.pi*film.positions[:, 1]/film.cell.lengths()[1], ragged, generator)
+    return film[_right_of(film, position, generator, ragged)]
+
+def _right_of(film, position, generator, ragged):  # bool: an atom lies to the right of a ragged line along y
+    return _beyond(film.positions[:, 0] - position, 2*np.pi*film.positions[:, 1]/film.cell.lengths()[1], ragged, generator)
+
+# %% ../nbs/03_supports.ipynb #a2e1f521
+def with_step(
+    film:Atoms,
+    position:float,  # Å along x; thinner to the right
+    height:float,  # Å
+    generator:np.random.Generator,
+    ragged:float=5.,  # Å
+)->Atoms:
+    "The film with a ragged step along y on the side away from the particles."
+    deep = film.positions[:, 2] >= film.cell.lengths()[2] - height
+    return film[~(deep & _right_of(film, position, generator, ragged))]
 
 # %% ../nbs/03_supports.ipynb #a9fdd560
 SUPPORTS = {'hard spheres': amorphous, 'silicon': lambda *a, **k: replaced(amorphous(*a, **k), 'Si'), 'displaced diamond': displaced_diamond,
@@ -268,6 +283,7 @@ def support(
     generator:np.random.Generator,
     roughness:float=0.,  # standard deviation of the surface, as a share of the thickness
     vacuum:float=0.,  # share of the field left of a ragged edge, without film
+    step:float=0.,  # share of the thickness that is lacking in the right half of the rest, beyond a ragged step
     **options,  # of the function behind the name
 )->Atoms|None:
     "A support by name. Raises `UserError` for an unknown name, or a surface too rough for the film."
@@ -275,7 +291,8 @@ def support(
     if not SUPPORTS[kind] or thickness <= 0: return None
     film = SUPPORTS[kind](width, thickness, generator, **options)
     if roughness: film = roughened(film, roughness*thickness, generator)
-    return with_edge(film, vacuum*width, generator) if vacuum else film
+    if vacuum: film = with_edge(film, vacuum*width, generator)
+    return with_step(film, (1 + vacuum)/2*width, step*thickness, generator) if step else film
 
 def support_options(
     kind:str,  # one of `SUPPORTS`
@@ -283,4 +300,4 @@ def support_options(
     "What `support` can be told about this kind."
     function = amorphous if kind == 'silicon' else SUPPORTS[kind]
     own = list(signature(function).parameters)[3:] if function else []
-    return ['roughness', 'vacuum', *own]
+    return ['roughness', 'vacuum', 'step', *own]

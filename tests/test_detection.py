@@ -72,13 +72,21 @@ def test_touching_discs_are_told_apart_by_their_cores():
     goal = targets(truth).numpy()
     assert measure.label(goal[0]).max() == 2 and measure.label(goal[1]).max() == 4
     assert (goal[1] <= goal[0]).all() and .15 < goal[1].sum()/goal[0].sum() < .35  # a quarter of a disc lies deeper than half its radius
-    found = separated(goal)
+    found = separated(goal, 1.)
     assert detection_score([compare(found, truth, 1.)])['f1'] == 1
 
 
 def test_a_piece_without_a_core_is_a_particle_and_an_empty_field_holds_none():
     mask = (discs((64, 64), (20, 20, 8)) > 0).astype(np.float32)
-    assert separated(np.stack([mask, 0*mask])).max() == 1 and separated(np.zeros((2, 64, 64))).max() == 0
+    assert separated(np.stack([mask, 0*mask]), 1.).max() == 1 and separated(np.zeros((2, 64, 64)), 1.).max() == 0
+
+
+def test_small_holes_in_a_particle_are_filled_and_gaps_between_particles_stay():
+    disc = discs((128, 128), (40, 40, 25)) > 0
+    holed = disc & ~(discs((128, 128), (40, 40, 1), (30, 45, 1)) > 0)
+    ring = disc & ~(discs((128, 128), (40, 40, 8)) > 0)
+    assert ((separated(np.stack([holed, holed]).astype(np.float32), 1.) > 0) == disc).all()
+    assert ((separated(np.stack([ring, ring]).astype(np.float32), 1.) > 0) == ring).all()
 
 
 class Blur(torch.nn.Module):

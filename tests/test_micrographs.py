@@ -5,7 +5,7 @@ from skimage import io, measure
 
 from nanoshape.core import torch_rng
 from nanoshape.detection import segment
-from nanoshape.micrographs import classify, measure_lattice, measure_particles, particle_fields
+from nanoshape.micrographs import classify, measure_lattice, measure_particles, noise_share, particle_fields
 from nanoshape.microscope import Microscope, images
 from nanoshape.reading import Micrograph, read, resampled
 from nanoshape.recipes import make_recipe, waves_of
@@ -136,9 +136,18 @@ def test_far_from_focus_or_with_coarse_pixels_no_shape_is_named(run):
     m = Micrograph(images(wave, Microscope(3e5, defocus=1000., focal_spread=40., dose=3000.), r.sampling, torch_rng(0))[0].numpy(), r.sampling, 'far')
     y, x = np.mgrid[:256, :256]
     labels = ((y - 128)**2 + (x - 128)**2 < 18**2).astype(int)
-    open_card = {**card, 'threshold': 0., 'feret_range_nm': [1, 9], 'fringe_snr_min': 0.}
+    open_card = {**card, 'threshold': 0., 'feret_range_nm': [1, 9], 'fringe_snr_min': 0., 'noise_max': 1.}
     far = classify(m, labels, model, {**open_card, 'recipe': {**card['recipe'], 'defocus_nm': {'uniform': [-10, 10]}}})
     assert abs(far.film_focus_nm.item() - 100) < 5 and far.reason.item() == 'farther from focus than trained on' and far.prediction_set.item() == ''
     near = classify(m, labels, model, {**open_card, 'recipe': {**card['recipe'], 'defocus_nm': {'uniform': [-120, 120]}}})
     assert near.reason.item() == '' and near['shape'].item() in near.prediction_set.item()
     assert classify(m, labels, model, {**open_card, 'sampling': card['sampling']/4}).reason.item() == 'coarser pixels than trained on'
+
+
+def test_noise_is_told_from_a_lattice_whatever_the_camera_counts():
+    r = make_recipe(name='one', seed=3, size_nm=5, support_nm=2)
+    wave, _, _ = waves_of(r, [0])
+    at = lambda **dose: images(wave, Microscope(3e5, defocus=60., focal_spread=40., **dose), r.sampling, torch_rng(0)).numpy()
+    shares = [noise_share(at(dose=dose)).item() for dose in (100., 1e3, 1e4)] + [noise_share(at()).item()]
+    assert shares[0] > .85 and shares == sorted(shares)[::-1]
+    for counts in (at(dose=100.), at(dose=1e4)): assert np.isclose(noise_share(7*counts + 300), noise_share(counts), rtol=1e-3)

@@ -87,6 +87,12 @@ def test_heights_in_the_map_are_those_of_the_columns():
     assert np.isclose(np.degrees(labels['tilt']), 1)
 
 
+@pytest.mark.parametrize('support', ['hard spheres', 'none'])
+def test_a_field_may_be_empty(support):
+    waves, labels, maps = waves_of(make_recipe(**dict(SMALL, kind='field', particles=0, box_nm=6, gpts=128, support=support)), [0])
+    assert labels[0]['particles'] == 0 and maps.max() == 0 and (waves.std() > .01) == (support != 'none')
+
+
 def test_outlines_in_the_map_cover_the_particles():
     r = make_recipe(**dict(SMALL, kind='field', particles=4, box_nm=8, gpts=192, size_nm=1.8))
     atoms, _ = sample(r, 0)

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from nanoshape.core import UserError, rng
 from nanoshape.supports import (SUPPORTS, amorphous, carbon_network, coordination, displaced_diamond, network_block, number_density,
         pair_distribution,
-                                quenched, replaced, roughened, support, with_edge, with_hole)
+                                quenched, replaced, roughened, support, with_edge, with_hole, with_step)
 
 seeds = st.integers(0, 2**31)
 
@@ -90,6 +90,9 @@ def test_surfaces():
     assert np.hypot(*(hole.positions[:, :2] - 40).T).min() >= 20 and abs(1 - len(hole)/len(film) - np.pi*20**2/80**2) < .01
     edge = with_edge(film, 30, rng(1), ragged=0.)
     assert edge.positions[:, 0].min() >= 30 and abs(len(edge)/len(film) - 50/80) < .01
+    step = with_step(film, 30, 12, rng(1), ragged=0.)
+    thin = step.positions[:, 0] >= 30
+    assert step.positions[thin, 2].max() < 18 and step.positions[~thin, 2].max() > 29 and abs(1 - len(step)/len(film) - 50/80*12/30) < .01
     assert support('none', 50, 20, rng(0)) is None and support('network', 50, 0, rng(0)) is None
 
 
