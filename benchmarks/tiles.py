@@ -10,7 +10,7 @@ import pandas as pd
 from skimage import io
 
 from nanoshape.core import project_root, provenance, shared_data
-from nanoshape.detection import Detector, compare, detection_score
+from nanoshape.detection import Detector, at_half_darkness, compare, detection_score
 from nanoshape.reading import read
 
 
@@ -20,7 +20,9 @@ def main():
     p.add_argument('--out', default=project_root()/'data/results/real_tiles.csv')
     a, rows = p.parse_args(), []
     folder = Path(a.folder or (shared_data() or Path())/'real/sintering')
-    for way, find in (('network', Detector(project_root()/'data/models/particles.safetensors')), ('threshold', Detector())):
+    network = Detector(project_root()/'data/models/particles.safetensors')
+    ways = {'network': network, 'network, at half darkness': lambda m: at_half_darkness(m, network(m)), 'threshold': Detector()}
+    for way, find in ways.items():
         counts = {.5: [], .3: []}
         for k in range(20):
             m, mask = read(folder/f'train_image_{k}.png', sampling=.5886), io.imread(folder/f'train_label_{k}.png')[..., 0] > 0

@@ -7,9 +7,9 @@ __all__ = ['TILE', 'TILE_PIXEL_NM', 'TILE_NOTE', 'SIMULATED_NOTE', 'runs_folder'
            'demo', 'simulate', 'save_images', 'verify', 'sweep', 'export', 'parser', 'main']
 
 # %% ../nbs/23_cli.ipynb #314bc01b
-import argparse, errno, sys, time, warnings
+import argparse, errno, os, sys, time, warnings
 from pathlib import Path
-from .core import NM, UserError, check_replaceable, project_root, shared_data
+from .core import NM, UserError, check_replaceable, project_root, read_json, shared_data
 
 # %% ../nbs/23_cli.ipynb #82ba6e8f
 def runs_folder()->Path:
@@ -28,10 +28,21 @@ def default_model()->Path:
     return found[0]
 
 # %% ../nbs/23_cli.ipynb #75a3526f
-def _check_out(out, image=None, marker='run.json'):  # a results folder must not swallow its own input, nor anything but older results
+def _check_out(out, image=None, marker='run.json', key=None):  # a results folder must not swallow its own input, nor anything but older results
     if image is not None and Path(image).resolve().is_relative_to(Path(out).resolve()):
         raise UserError(f'{image} lies inside the results folder {out}, which would be replaced: choose another with --out')
     check_replaceable(out, marker)
+    there = next(p for p in Path(out).absolute().parents if p.exists())
+    if not os.access(there, os.W_OK): raise UserError(f'nothing can be written to {there}: choose another folder with --out')
+    if image is not None and (Path(out)/marker).is_file():
+        before = key and read_json(Path(out)/marker).get(key)
+        if before and Path(before) != Path(image).resolve():
+            raise UserError(f'{out} holds the results of {before}: choose another folder with --out')
+
+def _default_out(a):  # a folder under runs/ that bears the name of what is analysed
+    path = Path(a.image).resolve()
+    name = path.name if path.is_dir() else path.stem
+    return runs_folder()/(name + (f'_{a.frame}' if a.frame is not None else ''))
 
 def _options(a):  # how files are read
     return dict(sampling=None if a.pixel_size is None else a.pixel_size*NM, frame=a.frame, inverted=True if a.inverted else None)
@@ -49,16 +60,16 @@ def _read(a):  # the micrograph of the command line
 def analyse(a):
     "The command `analyse`: micrograph in, report folder out; for a folder or a movie one for each, and status 1 if some could not be analysed."
     from nanoshape.reading import frame_count
-    out = Path(a.out or runs_folder()/Path(a.image).stem)
+    out = Path(a.out or _default_out(a))
     many = Path(a.image).is_dir() or a.frame is None and frame_count(a.image) > 1
-    _check_out(out, a.image, 'survey.json' if many else 'run.json')
+    _check_out(out, a.image, *(('survey.json', 'path') if many else ('run.json', 'image')))
     if a.calibrate: a.pixel_size = _calibrated(a)
     if many: return _analyse_folder(a, out)
     m = _read(a)
     from nanoshape.report import label_file, summarise, write_report
     from nanoshape.train import load_model
     model, card = load_model(a.model or default_model())
-    table = write_report(m, model, card, out, detector=_detector(a), image=str(a.image))
+    table = write_report(m, model, card, out, detector=_detector(a), element=a.calibrate, image=str(Path(a.image).resolve()))
     print(summarise(m, table, card))
     print(f'Results: {out}/report.html (and particles.csv, {label_file(m.name)}, overlay.png)')
 
@@ -74,10 +85,10 @@ def _analyse_folder(a, out):
     from nanoshape.survey import micrograph_files, summarise_folder, survey
     from nanoshape.train import load_model
     model, card = load_model(a.model or default_model())
-    particles, failed = survey(a.image, model, card, out, detector=_detector(a), **_options(a))
-    print(summarise_folder(particles, len(micrograph_files(a.image)) - len(failed), len(failed)))
+    particles, failed = survey(a.image, model, card, out, detector=_detector(a), element=a.calibrate, **_options(a))
+    print(summarise_folder(particles, sum(f.name not in failed for f in micrograph_files(a.image)), len(failed)))
     print(f'Results: {out}/report.html (and particles.csv, particles.parquet, a folder for each file)')
-    for why in failed.values(): print(f'nanoshape: {why}', file=sys.stderr)
+    for name, why in failed.items(): print(f'nanoshape: {why if name in why else f"{name}: {why}"}', file=sys.stderr)
     return 1 if failed else 0
 
 # %% ../nbs/23_cli.ipynb #632a75ce
@@ -130,7 +141,7 @@ def _check_here(a, work):  # the kept network on new particles → its file
 def demo(a):
     "The command `demo`: simulate, test (and train, if asked to), then analyse a micrograph."
     out, start = Path(a.out or runs_folder()/'demo'), time.time()
-    _check_out(out, a.image)
+    _check_out(out, a.image)  # every demo replaces the one before
     from nanoshape.recipes import load_recipe
     from nanoshape.report import summarise, write_report
     from nanoshape.train import load_model
@@ -217,7 +228,8 @@ def parser()->argparse.ArgumentParser:
                        description='Finds, measures and classifies the particles of a micrograph, or of each in a folder; a second run does '
                                    'what is missing or has changed; exit status 1 if files could not be analysed.')
     s.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC, TIFF, PNG or JPEG, an image or a movie; or a folder of them')
-    s.add_argument('--calibrate', metavar='ELEMENT', help='take the pixel size from the lattice fringes of this fcc metal, such as Au')
+    s.add_argument('--calibrate', metavar='ELEMENT',
+                   help='take the pixel size from the lattice fringes of this fcc metal, such as Au; a folder must be of one magnification')
     s.add_argument('--model', metavar='FILE',
                    help='a model file, …safetensors (default: data/models/, else the demo\'s)')
     s.set_defaults(run=analyse); _image_options(s)
@@ -274,8 +286,11 @@ def main(
         print(f'nanoshape: {e}', file=sys.stderr)
         return 2
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-        print(f'nanoshape: the disk is full ({e.filename or "while writing"}): make room, then run the same command again', file=sys.stderr)
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f'nanoshape: the disk is full ({e.filename or "while writing"}): make room, then run the same command again', file=sys.stderr)
+        elif e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            print(f'nanoshape: {e.filename} cannot be opened or written: look at its permissions, or choose another folder with --out', file=sys.stderr)
+        else: raise
         return 2
     except KeyboardInterrupt:
         print('nanoshape: stopped; the same command goes on where this one left off', file=sys.stderr)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLUR', 'TWO_POPULATIONS', 'CHANNELS', 'CORE', 'WIDTH', 'TILE', 'HALO', 'SLIVER', 'HOLE', 'OUTLINE', 'COARSE', 'RIGHT',
            'segment', 'looks_negative', 'targets', 'FieldLoader', 'field_loaders', 'mask_loss', 'pixel_iou',
-           'probabilities', 'separated', 'find_particles', 'Detector', 'compare', 'detection_score']
+           'probabilities', 'separated', 'find_particles', 'at_half_darkness', 'Detector', 'compare', 'detection_score']
 
 # %% ../nbs/16_detection.ipynb #a4e0a62c
 from collections.abc import Iterable, Sequence
@@ -55,7 +55,7 @@ def looks_negative(m:Micrograph)->bool:
         labels = segment(Micrograph(image, m.sampling, m.name))
         inside = segmentation.clear_border(labels)
         return sum(r.solidity > .9 for r in measure.regionprops(inside))
-    return compact(m.image) == 0 and compact(-m.image) >= 2
+    return bool(compact(m.image) == 0 and compact(-m.image) >= 2)
 
 # %% ../nbs/16_detection.ipynb #806a565a
 CHANNELS = ('particle', 'core')
@@ -194,6 +194,21 @@ def find_particles(
         mask = _mask(transform.resize(p[0], m.image.shape, order=1), m.sampling)
         labels = np.where(mask, relabelled(segmentation.expand_labels(labels, 2), mask.shape), 0)
     return segmentation.relabel_sequential(labels)[0]
+
+# %% ../nbs/16_detection.ipynb #7ebf791c
+def at_half_darkness(
+    m:Micrograph,
+    labels:np.ndarray,  # (y, x)
+)->np.ndarray:  # (y, x), the same particles, what is left of them
+    "What of each particle is, after a blur, darker than halfway from the ground within 1 nm around it to its darkest tenth."
+    smooth, around = filters.gaussian(m.image, BLUR/m.sampling, preserve_range=True), round(NM/m.sampling)
+    out = np.zeros_like(labels)
+    for r in measure.regionprops(labels):
+        near = tuple(slice(max(0, a - around), b + around) for a, b in zip(r.bbox[:2], r.bbox[2:]))
+        own, ground = labels[near] == r.label, smooth[near][labels[near] == 0]
+        level = (np.median(ground) + np.quantile(smooth[near][own], .1))/2 if len(ground) else np.inf
+        out[near][own & (smooth[near] < level)] = r.label
+    return out
 
 # %% ../nbs/16_detection.ipynb #ea7fc932
 COARSE = 1.5  # of the network's pixels: beyond that no {111} fringes of gold are left for it to see

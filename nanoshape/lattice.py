@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'LOWEST', 'HIGHEST', 'FAINT', 'PLANES', 'AXES', 'WINDOW', 'SPREAD', 'RINGS', 'STRAY', 'OVERLAP', 'MARGIN',
-           'RING_WINDOW', 'LOWEST_RING', 'TOPS', 'RINGS_BELIEVED', 'FOCI', 'FEWEST', 'Spots', 'excess', 'find_spots',
-           'indexed', 'spots_everywhere', 'calibrate', 'film_focus']
+           'BINNINGS', 'RING_WINDOW', 'LOWEST_RING', 'TOPS', 'RINGS_BELIEVED', 'FOCI', 'FEWEST', 'Spots', 'excess',
+           'find_spots', 'indexed', 'spots_everywhere', 'calibrate', 'film_focus']
 
 # %% ../nbs/17_lattice.ipynb #b23d1024
 from collections.abc import Iterable
@@ -16,6 +16,7 @@ from itertools import product
 import numpy as np
 from scipy.ndimage import maximum_filter
 from scipy.signal.windows import hann
+from skimage import measure
 from .core import UserError
 from .multislice import wavelength
 from .reading import Micrograph
@@ -128,10 +129,14 @@ STRAY = .2  # and from anywhere between `LOWEST` and `HIGHEST`
 OVERLAP, MARGIN = 4, 2.  # windows that show the same spot; and what the best scale must be ahead by, in logarithms of likelihood: seven to one
 _RATIOS = np.sqrt([PLANES[p]/3 for p in RINGS])
 
-def _laid_against(f, scales):  # (scales, spots): log-likelihood against that of strays only; and the plane that fits best, -1 for a stray
-    ring = scales[:, None, None]*_RATIOS
-    p = np.array([*RINGS.values()])*np.exp(-((f[None, :, None] - ring)/ring/SPREAD)**2/2)/(ring*SPREAD*np.sqrt(2*np.pi))*(HIGHEST - LOWEST)
-    return np.log(STRAY + p.sum(2)), np.where(p.max(2) > STRAY, p.argmax(2), -1)
+def _laid_against(f, scales):  # of each scale: log-likelihood against that of strays only; and each spot's plane, -1 for a stray
+    total, plane = np.zeros(len(scales)), np.full((len(scales), len(f)), -1, np.int8)
+    for k, scale in enumerate(scales):
+        ring = scale*_RATIOS
+        p = np.array([*RINGS.values()])*np.exp(-((f[:, None] - ring)/ring/SPREAD)**2/2)/(ring*SPREAD*np.sqrt(2*np.pi))*(HIGHEST - LOWEST)
+        total[k] = np.log(STRAY + p.sum(1)).sum()
+        plane[k] = np.where(p.max(1) > STRAY, p.argmax(1), -1)
+    return total, plane
 
 def _candidates(total, scales, most=8):  # the likeliest scales that are more than 4 % apart
     left, out = total.copy(), []
@@ -154,32 +159,41 @@ def _decided(total, zones, seen, found):  # which candidate, or None
     return best if clear and first < 3 else None
 
 # %% ../nbs/17_lattice.ipynb #b994d7f2
+BINNINGS = (1, 2, 4)  # pixels counted together, each tried if the one before tells nothing: on very fine pixels, fringes are slow waves
+
 def calibrate(
     micrographs:Micrograph|Iterable[Micrograph],  # of one magnification
     element:str='Au',
 )->dict:  # `sampling` and its standard `error` (Å per pixel), `spots` (plane → windows), `zones` (windows), `header` (its pixel over the true one)
     "The pixel size from the lattice of fcc particles. Raises `UserError` where neither angles nor rings decide it."
     ms = [micrographs] if isinstance(micrographs, Micrograph) else micrographs
-    looked = [(m.name, m.sampling, spots_everywhere(m.image)) for m in ms]
+    looked = [(m.name, m.sampling, [spots_everywhere(_binned(m.image, k)) for k in BINNINGS]) for m in ms]
     if not looked: raise UserError('there is no micrograph that could be read, so no lattice to take the pixel size from: give it with --pixel-size')
     names, headers, parts = zip(*looked)
+    for binning, some in zip(BINNINGS, zip(*parts)):
+        if found := _read_off(some, element):
+            found = {k: v/binning if k in ('sampling', 'error') else v for k, v in found.items()}
+            return found | dict(header=float(headers[0]/found['sampling']))
+    who = f'{names[0]} does' if len(names) == 1 else f'{len(names)} micrographs together do'
+    raise UserError(f'{who} not show enough lattice fringes of two kinds to read the pixel size from them: give it with --pixel-size')
+
+def _binned(image, k): return measure.block_reduce(image, (k, k), np.mean)[:image.shape[0]//k, :image.shape[1]//k] if k > 1 else image
+
+def _read_off(parts, element):  # `calibrate`'s answer in Å per pixel of these images, or None
     g, at = np.concatenate([p[0] for p in parts]), np.concatenate([np.insert(p[1], 0, k, axis=1) for k, p in enumerate(parts)])
     f, scales, windows = np.hypot(*g.T), np.geomspace(LOWEST, .46, 700), np.unique(at, axis=0, return_inverse=True)[1].ravel()
-    likely, plane = _laid_against(f, scales)
-    total, constant = likely.sum(1)/OVERLAP, lattice_constant(element)/3**.5
+    total, plane = _laid_against(f, scales)
+    total, constant = total/OVERLAP, lattice_constant(element)/3**.5
     seen = [[len(set(windows[p == k])) for k in range(len(RINGS))] for p in plane]
     found = _candidates(total, scales)
     zones = [_zones(g, windows, scales[k]*constant, element) for k in found] if len(f) else [0, 0]
     best = _decided(total, zones, seen, found)
-    if best is None:
-        raise UserError(f'{names[0]} does not show enough lattice fringes of two kinds to read its pixel size from them: give it with '
-                        '--pixel-size')
+    if best is None: return None
     good = plane[best] >= 0
     ones = f[good]/_RATIOS[plane[best][good]]
     f111, spread = np.median(ones), 1.4826*np.median(np.abs(ones - np.median(ones)))
     error = max(spread/f111, .002)/(len(set(windows[good]))/OVERLAP)**.5
-    return dict(sampling=float(f111*constant), error=float(error*f111*constant), spots=dict(zip(RINGS, seen[best])), zones=zones[found.index(best)],
-                header=float(headers[0]/f111/constant))
+    return dict(sampling=float(f111*constant), error=float(error*f111*constant), spots=dict(zip(RINGS, seen[best])), zones=zones[found.index(best)])
 
 # %% ../nbs/17_lattice.ipynb #2e267383
 RING_WINDOW, LOWEST_RING = 100., .06  # Å; 1/Å

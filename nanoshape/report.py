@@ -9,7 +9,7 @@ __all__ = ['PAGE_HEAD', 'CAUTION', 'class_colors', 'overlay', 'picture', 'html_p
 # %% ../nbs/19_report.ipynb #c4b93cba
 from collections.abc import Sequence
 from pathlib import Path
-import base64, io
+import base64, io, re
 
 import numpy as np
 import pandas as pd
@@ -129,9 +129,10 @@ def summarise(
     counts = ', '.join(f'{n} {c}' for c, n in known['shape'].value_counts().items()) or 'none'
     why = ', '.join(f'{n} {r}' for r, n in table.reason[table.reason != ''].value_counts().items())
     y, x, pixel = (v/NM for v in (*m.field, m.sampling))
+    whole = table[~table.border.astype(bool)].equivalent_diameter_nm
+    size = f'median equivalent diameter of the {len(whole)} whole ones {whole.median():.2f} nm' if len(whole) else 'all cut by the edge'
     return (f'{len(table)} particles in {m.name} ({x:.1f} × {y:.1f} nm, {pixel:.4g} nm per pixel); '
-            f'median equivalent diameter {table.equivalent_diameter_nm.median():.2f} nm. '
-            f'Shapes determined: {counts}.' + (f' Undetermined: {why}.' if why else ''))
+            f'{size}. Shapes determined: {counts}.' + (f' Undetermined: {why}.' if why else ''))
 
 # %% ../nbs/19_report.ipynb #407d5621
 CAUTION = ('The network has been trained and tested on simulated images only. '
@@ -143,8 +144,8 @@ def label_file(
     name:str,  # of a micrograph, as `read` gives it
 )->str:
     "`NAME_labels.tif`, with the number of the frame if there is one."
-    file, _, frame = name.partition(' [')
-    return '_'.join([Path(file).stem, *([frame[:-1]] if frame else []), 'labels.tif'])
+    file, frame = re.fullmatch(r'(.*?)(?: \[(\d+)\])?', name).groups()
+    return '_'.join([Path(file).stem, *([frame] if frame else []), 'labels.tif'])
 
 # %% ../nbs/19_report.ipynb #68400408
 def write_report(
@@ -154,6 +155,7 @@ def write_report(
     out:str|Path,  # folder, replaced as a whole
     notes:Sequence[str]=(),  # paragraphs for the page
     detector:Detector|None=None,  # default: by darkness
+    element:str|None=None,  # whose planes the fringes are; default: that of the model's training
     **params,  # recorded in run.json
 )->pd.DataFrame:  # the particles
     """Analyse `m` and write particles.csv, NAME_labels.tif (0 background, 1 … n the table's `label`), overlay.png, confusion.png, curves.png,
@@ -161,7 +163,7 @@ def write_report(
     use_style()
     detector = detector or Detector()
     labels = detector(m)
-    table = classify(m, labels, model, card)
+    table = classify(m, labels, model, card, element)
     fig = overlay(m, labels, table, card['classes']).figure
     made = dict(params, sampling_nm=m.sampling/NM, model=card_settings(card), detector=card_settings(detector.card), **provenance())
     pics = [dict(src=picture(fig), title='What was found', alt='micrograph with outlined particles',

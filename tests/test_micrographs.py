@@ -34,11 +34,11 @@ def test_noise_and_gradients_hold_no_particles():
 
 def test_resampling_keeps_a_lattice_and_the_mean():
     n, s = 400, .4
-    x = np.arange(n)*s
+    x = (np.arange(n) + .5)*s
     fringe = lambda x: 5 + np.cos(2*np.pi*(x[None]/2.35 + x[:, None]/7))
     got = resampled(fringe(x), s, .8)
     assert got.shape == (200, 200) and abs(got.mean() - 5) < .02
-    assert np.abs(got - fringe(np.arange(200)*.8))[30:-30, 30:-30].max() < .1
+    assert np.abs(got - fringe((np.arange(200) + .5)*.8))[30:-30, 30:-30].max() < .1
 
 
 def test_a_field_shows_its_particle_in_the_middle_and_no_other(grey):
@@ -151,3 +151,31 @@ def test_noise_is_told_from_a_lattice_whatever_the_camera_counts():
     shares = [noise_share(at(dose=dose)).item() for dose in (100., 1e3, 1e4)] + [noise_share(at()).item()]
     assert shares[0] > .85 and shares == sorted(shares)[::-1]
     for counts in (at(dose=100.), at(dose=1e4)): assert np.isclose(noise_share(7*counts + 300), noise_share(counts), rtol=1e-3)
+
+
+def test_painting_over_neighbours_depends_neither_on_their_order_nor_adds_noise():
+    g, (y, x) = np.random.default_rng(0), np.mgrid[:256, :256]
+    film = ndi.gaussian_filter(g.normal(size=(256, 256)), 2)*10
+    labels = np.zeros((256, 256), int)
+    for k, (cy, cx) in enumerate(((128, 128), (128, 158), (100, 90), (160, 100)), 1): labels[(y - cy)**2 + (x - cx)**2 <= 15**2] = k
+    image = (film - 20.*(labels > 0)).astype(np.float32)
+    order = np.array([0, 4, 3, 2, 1])
+    shares = []
+    for lab, mine in ((labels, 1), (order[labels], 4)):
+        m = Micrograph(image, .78, 'film')
+        t = measure_particles(m, lab)
+        field = particle_fields(m, lab, t[t.label == mine], .78, 128)[0].numpy()
+        own = (labels == 1)[64:192, 64:192]
+        assert np.array_equal(field[own], image[64:192, 64:192][own])
+        shares.append(noise_share(field).item())
+    alone = np.where(labels == 1, film - 20, film)[64:192, 64:192]
+    assert max(shares) < noise_share(alone).item() + .02
+
+
+def test_fringes_are_found_on_very_fine_pixels():
+    y, x = np.mgrid[:600, :600]
+    disc = (y - 300)**2 + (x - 300)**2 < 200**2
+    for s in (.12, .19, .35):
+        image = np.random.default_rng(0).normal(size=disc.shape) + disc*(np.cos(2*np.pi*x*s/2.355) - 1)
+        t = measure_lattice(Micrograph(image.astype(np.float32), s, 'fine'), disc.astype(int))
+        assert '111' in t.planes.item() and t.fringe_snr.item() > 100

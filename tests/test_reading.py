@@ -356,7 +356,7 @@ def test_a_reader_that_hangs_or_dies_is_stopped_and_the_next_file_is_read(tmp_pa
     child = reading._readers.process
     child.send_signal(19)  # stopped: what a reader looks like that goes round in circles
     monkeypatch.setattr(reading, 'PATIENCE', 1.)
-    with pytest.raises(UserError, match='its reader stopped'):
+    with pytest.raises(UserError, match='longer than 1 s'):
         read(tmp_path/'a.dm3')
     monkeypatch.setattr(reading, 'PATIENCE', 30.)
     assert np.array_equal(read(tmp_path/'a.dm3').image, grey) and reading._readers.process is not child
@@ -370,3 +370,24 @@ def test_a_mask_is_refused_and_single_electrons_are_not(tmp_path):
         read(tmp_path/'mask.tif', sampling=.6)
     tifffile.imwrite(tmp_path/'counts.tif', (g.random((200, 200)) < .2).astype(np.uint8))
     assert read(tmp_path/'counts.tif', sampling=.6).image.mean() < .3
+
+
+# ---- pixels
+
+@given(old=st.integers(20, 60), new=st.integers(20, 60), place=st.floats(.3, .7))
+@settings(max_examples=40, deadline=None)
+def test_what_is_resampled_stays_where_it_is(old, new, place):
+    """The middle of a soft spot, as a share of the field, whatever the pixels are."""
+    spot = lambda n: np.exp(-((np.arange(n) + .5)/n - place)**2/2/.1**2)
+    got = resampled(spot(old)[None].repeat(old, 0), 1., old/new)
+    assert got.shape == (new, new) and np.abs(got - spot(new)).max() < .01
+
+
+def test_hot_pixels_are_cooled_and_grey_16_bit_colours_are_read(tmp_path, grey):
+    import tifffile
+    hot = grey.astype(np.uint16); hot[50, 60] = hot[90, 20] = 60000
+    tifffile.imwrite(tmp_path/'hot.tif', hot)
+    m = read(tmp_path/'hot.tif', sampling=.6)
+    assert m.image.max() < 300 and any('2 hot pixels' in n for n in m.notes)
+    tifffile.imwrite(tmp_path/'rgb.tif', np.stack([grey.astype(np.uint16)]*3, -1), photometric='rgb')
+    assert frame_count(tmp_path/'rgb.tif') == 1 and np.array_equal(read(tmp_path/'rgb.tif', sampling=.6).image, grey)

@@ -14,7 +14,7 @@ from nanoshape import survey as room
 from nanoshape.cli import main
 from nanoshape.core import UserError
 from nanoshape.models import build
-from nanoshape.survey import lognormal_fit, micrograph_files, pixel_size, shape_counts, survey, tracks
+from nanoshape.survey import each_once, lognormal_fit, micrograph_files, pixel_size, shape_counts, survey, tracks
 from nanoshape.train import save_model
 
 CARD = dict(classes=['cube', 'octahedron'], sampling=.78, gpts=64, temperature=1., threshold=.7, feret_range_nm=[1, 9])
@@ -97,12 +97,76 @@ def test_a_movie_is_followed_image_by_image(tmp_path, grey):
     survey(tmp_path/'session', Coin(), CARD, tmp_path/'out')
     assert before == {p: p.stat().st_mtime_ns for p in before} and 'href="m.tif/"' in (tmp_path/'out/report.html').read_text()
     one, _ = survey(tmp_path/'session', Coin(), CARD, tmp_path/'one', frame=2)
-    assert len(one) == 2 and (tmp_path/'one/m.tif/report.html').is_file()
+    assert len(one) == 2 and (tmp_path/'one/m.tif/0002/report.html').is_file()
+    again, _ = survey(tmp_path/'session', Coin(), CARD, tmp_path/'out', frame=2)
+    assert len(again) == 2 and again.x_nm.tolist() == particles[particles.frame == 2].x_nm.tolist()
     card = {k: CARD[k] for k in ('temperature', 'threshold', 'feret_range_nm')}
     save_model(tmp_path/'m.safetensors', build('cnn4', 5), 'cnn4', 'abcde', .78, 64, **card)
     args = ['analyse', str(tmp_path/'session/m.tif'), '--model', str(tmp_path/'m.safetensors'), '--out', str(tmp_path/'movie')]
     assert main(args) == 0 and (tmp_path/'movie/m.tif/0000/report.html').is_file() and main([*args[:-1], str(tmp_path/'still'), '--frame', '1']) == 0
     assert (tmp_path/'still/report.html').is_file()
+
+
+def test_an_image_of_a_movie_that_is_blank_is_named_and_the_others_count(tmp_path, grey):
+    stack = np.stack([grey, np.full_like(grey, 90), grey])
+    tifffile.imwrite(tmp_path/'m.tif', stack, imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
+    particles, failed = survey(tmp_path/'m.tif', Coin(), CARD, tmp_path/'out')
+    assert set(particles.frame) == {0, 2} and list(failed) == ['m.tif [1]'] and 'same everywhere' in failed['m.tif [1]']
+    assert '>m.tif [1]<' in (tmp_path/'out/report.html').read_text()
+
+
+def test_a_movie_of_two_particles_has_two_particles(tmp_path, grey):
+    tifffile.imwrite(tmp_path/'m.tif', np.stack([grey]*12), imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
+    particles, _ = survey(tmp_path/'m.tif', Coin(), CARD, tmp_path/'out')
+    assert len(particles) == 24 and len(each_once(particles)) == 2 and pd.read_csv(tmp_path/'out/shapes.csv').n.sum() == 2
+    assert '1 micrographs, 2 particles' in (tmp_path/'out/report.html').read_text()
+
+
+def test_planes_stay_texts_however_much_they_look_like_numbers(folder, tmp_path, monkeypatch):
+    real = room.write_report
+    def one_spot(m, model, card, out, *a, **k):
+        real(m, model, card, out, *a, **k)
+        t = pd.read_csv(out/'particles.csv')
+        t['planes'], t['zone_axis'], t['spacings_nm'] = ('011', '001', '0.235') if m.name == '0.png' else ('111 200', '', '0.235 0.204')
+        t.to_csv(out/'particles.csv', index=False)
+    monkeypatch.setattr(room, 'write_report', one_spot)
+    particles, _ = survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+    again = pd.read_parquet(tmp_path/'out/particles.parquet')
+    assert set(again[again.file == '0.png'].planes) == {'011'} and set(again.zone_axis) == {'001', ''} and again.planes.equals(particles.planes)
+
+
+def test_other_weights_under_the_same_card_analyse_anew(folder, tmp_path):
+    survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+    before, other = stamps(tmp_path/'out'), Coin()
+    other.bias.data += .1
+    survey(folder, other, CARD, tmp_path/'out', sampling=.6)
+    assert all(stamps(tmp_path/'out')[k] != v for k, v in before.items())
+
+
+def test_odd_names_are_linked_or_refused_and_stop_nobody(folder, tmp_path, grey):
+    Image.fromarray(grey).save(folder/'5%CeO2 #3.png')
+    try: (folder/os.fsdecode(b'Probe_\xb5.png')).write_bytes((folder/'0.png').read_bytes())
+    except OSError: pytest.skip('this file system takes Unicode names only')
+    particles, failed = survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+    assert {'5%CeO2 #3.png', '0.png', '1.png', 'a.dm3'} == set(particles.file) and any('rename' in v for v in failed.values())
+    assert 'href="5%25CeO2%20%233.png/report.html"' in (tmp_path/'out/report.html').read_text()
+
+
+def test_several_magnifications_are_not_calibrated_as_one(folder, tmp_path, grey):
+    write_dm(folder/'b.dm3', grey, .03)
+    with pytest.raises(UserError, match='0.03 to 0.06 nm.*magnification'): pixel_size(folder)
+
+
+def test_results_of_another_image_are_not_replaced(tmp_path, grey, capsys, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for day in ('day1', 'day2'):
+        (tmp_path/day).mkdir()
+        write_dm(tmp_path/day/'0001.dm3', grey, .06)
+    args = ['--model', str(run[0]/'model.safetensors'), '--detector', 'darkness', '--out', str(tmp_path/'out')]
+    assert main(['analyse', 'day1/0001.dm3', *args]) == 0
+    before = (tmp_path/'out/run.json').read_text()
+    assert main(['analyse', 'day2/0001.dm3', *args]) == 2 and 'day1' in capsys.readouterr().err and (tmp_path/'out/run.json').read_text() == before
+    assert main(['analyse', 'day1/0001.dm3', *args]) == 0
 
 
 def test_a_particle_that_jumps_or_is_missed_once_begins_a_new_track():
