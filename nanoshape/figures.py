@@ -138,11 +138,10 @@ def plot_matrix(
     "Shares in per cent, as numbers on colour."
     ax = ax or plt.subplots(figsize=(1.4 + .55*mean.shape[1], 1 + .3*len(mean)))[1]
     values = mean.to_numpy()
-    low, high = np.nanmin(values), np.nanmax(values)
-    ax.imshow(values, cmap='Blues', vmin=low - .1, vmax=high + .05, aspect='auto')
+    ax.imshow(values, cmap='Blues', vmin=0, vmax=1, aspect='auto')
     for (i, j), v in np.ndenumerate(values):
         text = f'{100*v:.0f}' + (f'±{100*spread.iloc[i, j]:.0f}' if spread is not None else '')
-        ax.text(j, i, text, ha='center', va='center', fontsize=7, color='white' if v > (low + high)/2 + .05 else 'black')
+        ax.text(j, i, text, ha='center', va='center', fontsize=7, color='white' if v > .55 else 'black')
     ax.set_xticks(range(mean.shape[1]), mean.columns, rotation=35, ha='right'); ax.set_yticks(range(len(mean)), mean.index)
     ax.spines[:].set_visible(False)
     return ax
