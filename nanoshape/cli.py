@@ -289,7 +289,8 @@ def main(
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             print(f'nanoshape: the disk is full ({e.filename or "while writing"}): make room, then run the same command again', file=sys.stderr)
         elif e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            print(f'nanoshape: {e.filename} cannot be opened or written: look at its permissions, or choose another folder with --out', file=sys.stderr)
+            print(f'nanoshape: {e.filename} cannot be opened or written: look at its permissions, or choose another folder with --out',
+                  file=sys.stderr)
         else: raise
         return 2
     except KeyboardInterrupt:

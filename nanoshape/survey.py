@@ -60,8 +60,8 @@ def pixel_size(
     files = micrograph_files(path)
     own = [s for s in map(_header, files) if s]
     if own and max(own) > (1 + ONE_MAGNIFICATION)*min(own):
-        raise UserError(f'the files in {path} say pixel sizes from {min(own)/NM:.4g} to {max(own)/NM:.4g} nm, and one lattice cannot calibrate them all: '
-                        'give each magnification a folder of its own')
+        raise UserError(f'the files in {path} say pixel sizes from {min(own)/NM:.4g} to {max(own)/NM:.4g} nm, and one lattice cannot calibrate them '
+                        'all: give each magnification a folder of its own')
     files = files[:most]
     c = calibrate(images(), element)
     return {**c, 'header': own[0]/c['sampling'] if own else None}
@@ -259,7 +259,8 @@ def summarise_folder(
     "One sentence on what was found."
     particles = each_once(particles)
     whole = particles[~particles.border.astype(bool)].equivalent_diameter_nm
-    size, bad = f', median diameter {whole.median():.2f} nm' if len(whole) else '', f'; {failed} files or frames could not be analysed' if failed else ''
+    size = f', median diameter {whole.median():.2f} nm' if len(whole) else ''
+    bad = f'; {failed} files or frames could not be analysed' if failed else ''
     return f'{analysed} micrographs, {len(particles)} particles, {len(whole)} of them whole{size}{bad}.'
 
 # %% ../nbs/20_survey.ipynb #30a7d783
