@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import matplotlib.pyplot as plt
 from jinja2 import Environment
+from matplotlib.ticker import MaxNLocator
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm
 from tqdm import tqdm
@@ -192,7 +193,8 @@ def plot_sizes(
         ax.plot(x, len(d)*(edges[1] - edges[0])*norm.pdf(np.log(x), np.log(fit['median']), fit['sigma'])/x, color=PALETTE[4],
                 label=f'log-normal: median {fit["median"]:.2f} nm, σ {fit["sigma"]:.2f}')
         ax.legend(fontsize=7)
-    ax.set(xlabel='equivalent diameter (nm)', ylabel='particles')
+    ax.set(xlabel='equivalent diameter (nm)', ylabel='particles', ylim=(0, 1.35*max(counts)))  # room for the legend
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 # %% ../nbs/20_survey.ipynb #c8e763f8
@@ -215,10 +217,10 @@ def plot_shapes(
     "Shares of the answers with their intervals, and how many were withheld."
     ax, t = ax or plt.subplots(figsize=(3.4, 2.2))[1], counts[counts['shape'] != UNKNOWN].fillna(0)
     colors = class_colors(t['shape'])
-    ax.bar(t['shape'], 100*t.share, color=[colors[c] for c in t['shape']])
-    ax.errorbar(t['shape'], 100*t.share, 100*np.stack([t.share - t.low, t.high - t.share]), fmt='none', color='k', lw=1)
-    ax.tick_params(axis='x', rotation=25)
-    ax.set(ylabel='of those answered (%)', title=f'{int(t.n.sum())} answered, {int(counts[counts["shape"] == UNKNOWN].n.sum())} {UNKNOWN}')
+    ax.barh(t['shape'], 100*t.share, color=[colors[c] for c in t['shape']])
+    ax.errorbar(100*t.share, t['shape'], xerr=100*np.stack([t.share - t.low, t.high - t.share]), fmt='none', color='k', lw=1)
+    ax.invert_yaxis()
+    ax.set(xlabel='of those answered (%)', title=f'{int(t.n.sum())} answered, {int(counts[counts["shape"] == UNKNOWN].n.sum())} {UNKNOWN}')
     return ax
 
 # %% ../nbs/20_survey.ipynb #b5ec6094
