@@ -53,9 +53,9 @@ def overlay(
         y, x = places[r.label - 1]
         for c in measure.find_contours(np.pad((labels[y, x] == r.label).astype(float), 1), .5):
             ax.plot(c[:, 1] - 1 + x.start, c[:, 0] - 1 + y.start, color=colors[r.shape], lw=1.3, path_effects=rim(2.2))
-        side, height = 'left' if x.stop < .96*w else 'right', 'bottom' if y.start > .04*h else 'top'  # beside it, for fringes hide white numbers
-        ax.text(r.x_px + .37*(x.stop - x.start), r.y_px - .37*(y.stop - y.start), str(r.label), color='white', ha=side, va=height, fontsize=8, fontweight='bold',
-                path_effects=rim(2))
+        side, height = 'left' if x.stop < .96*w else 'right', 'bottom' if y.start > .04*h else 'top'  # beside it: fringes hide numbers
+        place = r.x_px + .37*(x.stop - x.start), r.y_px - .37*(y.stop - y.start)
+        ax.text(*place, str(r.label), color='white', ha=side, va=height, fontsize=8, fontweight='bold', path_effects=rim(2))
     used = [c for c in colors if (table['shape'] == c).any()]
     ax.legend([Line2D([], [], color=colors[c], path_effects=rim(2.5)) for c in used], [f'{c} ({(table["shape"] == c).sum()})' for c in used],
               loc='upper center', bbox_to_anchor=(.5, -.01), ncols=3)
