@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 import torchvision
+from fastai.layers import PixelShuffle_ICNR
 from fastai.vision.models.unet import DynamicUnet
 from fastai.vision.models.xresnet import XResNet, ResBlock
 from torch import nn
@@ -87,9 +88,14 @@ def unet(
     n_classes:int=2,
     widen:float=.25,  # 1: the channel numbers of ResNet-18
 )->nn.Module:  # (n, 1, y, x) → (n, n_classes, y, x); y and x multiples of 32
-    "fastai's `DynamicUnet` on an XResNet-18 encoder."
+    """fastai's `DynamicUnet` on an XResNet-18 encoder; its last step, from half the pixels to all of them, is a sub-pixel convolution (Shi et al.
+    2016) straight to the classes, cheaper than going there with all channels."""
     encoder = XResNet(ResBlock, 1, [2, 2, 2, 2], c_in=1, widen=widen, stem_szs=(16, 16, 64))
-    return DynamicUnet(nn.Sequential(*list(encoder.children())[:-4]), n_classes, (256, 256), last_cross=False)
+    net = DynamicUnet(nn.Sequential(*list(encoder.children())[:-4]), n_classes, (256, 256), last_cross=False)
+    at = next(k for k, layer in enumerate(net.layers) if isinstance(layer, PixelShuffle_ICNR))
+    width = net.layers[at][0][0].in_channels
+    net.layers = net.layers[:at].append(PixelShuffle_ICNR(width, n_classes, act_cls=None))
+    return net
 
 # %% ../nbs/12_models.ipynb #d8d79c27
 ARCHITECTURES = {**{f'cnn{b}': partial(cnn, b) for b in (4, 5, 6)}, **{f'resnet{d}': partial(resnet, d) for d in (18, 34, 101)},
