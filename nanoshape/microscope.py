@@ -63,7 +63,8 @@ def changed(
 
 def _map(m, f):
     new = changed(m)
-    new.values = {k: f(v) if isinstance(v, torch.Tensor) else v for k, v in m.values.items()}
+    one = lambda v: f(v) if isinstance(v, torch.Tensor) else v
+    new.values, new.mtf = {k: one(v) for k, v in m.values.items()}, one(m.mtf)
     return new
 
 # %% ../nbs/08_microscope.ipynb #9e67fa43
@@ -152,9 +153,10 @@ def _half_frequencies(image):  # cycles per pixel, of the half spectrum
 def _mtf(mtf, image):
     gy, gx = _half_frequencies(image)
     f = (gy**2 + gx**2).sqrt()
-    if isinstance(mtf, (int, float)):
-        if not 0 < mtf <= 1: raise UserError(f'an MTF of {mtf} at Nyquist makes no sense: give a number between 0 and 1')
-        return torch.exp(2*f*np.log(mtf))
+    if isinstance(mtf, (int, float, torch.Tensor)):
+        at_nyquist = torch.as_tensor(mtf, dtype=image.dtype, device=image.device)
+        if not ((0 < at_nyquist) & (at_nyquist <= 1)).all(): raise UserError(f'an MTF of {mtf} at Nyquist makes no sense: give numbers between 0 and 1')
+        return torch.exp(2*f*at_nyquist.log()[..., None, None])
     table = np.asarray(mtf, float)
     if table.ndim != 2 or table.shape[1] != 2 or (np.diff(table[:, 0]) <= 0).any():
         raise UserError('an MTF table needs two columns, cycles per pixel (rising) and values')

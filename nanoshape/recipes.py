@@ -135,7 +135,7 @@ class Recipe(Objects):
     vibration_nm: Spread = .05
     gradient: Spread = 0.  # relative change of the illumination across the field, in a random direction
     dose: Spread = 1e4
-    mtf: float|None = None  # of the detector at Nyquist; None: a perfect one
+    mtf: Spread|None = None  # of the detector at Nyquist; None: a perfect one
     readout_noise: Spread = 0.  # counts
 
 # %% ../nbs/09_recipes.ipynb #9d4f6e57
@@ -158,7 +158,8 @@ _NAMES = {float: 'a number', int: 'a whole number', str: 'a text', tuple: 'a lis
         str|int: 'a text or a number'}
 
 def _check_type(key, value, kind):
-    if key in _SPREADS: return check_spread(value, key)
+    if key in _SPREADS or key == 'mtf' and value is not None: return check_spread(value, key)
+    if key == 'mtf': return
     allowed = (list, tuple) if kind is tuple else (int, float) if kind is float else (int, float, type(None)) if kind == float|None else kind
     if not isinstance(value, allowed) or isinstance(value, bool) or (isinstance(value, float) and not np.isfinite(value)):
         raise UserError(f'{key} must be {_NAMES[kind]}, not {value!r}')
@@ -207,7 +208,7 @@ def _check_values(r):
         b = bounds(getattr(r, k))
         if b[0] < low or b[1] > high or (k == 'truncation' and not low < b[0] <= b[1] < high):
             raise UserError(f'{k} must lie between {low:g} and {high:g}, not {b}')
-    if r.mtf is not None and not 0 < r.mtf <= 1: raise UserError(f'mtf must lie between 0 and 1, not {r.mtf!r}')
+    if r.mtf is not None and not 0 < bounds(r.mtf)[0] <= bounds(r.mtf)[1] <= 1: raise UserError(f'mtf must lie between 0 and 1, not {r.mtf!r}')
 
 # %% ../nbs/09_recipes.ipynb #f4aee6dd
 def make_recipe(
@@ -402,8 +403,9 @@ def conditions(
     rows = []
     for i in idx:
         g = rng(recipe.seed, 'microscope', draws, i, *([image] if image else []))
-        rows.append([*(draw(getattr(recipe, k), g, None if draws else image) for k in _DRAWN), *_angles(recipe, g)])
-    v = dict(zip((*_DRAWN, 'a1', 'a2', 'a3'), torch.tensor(rows, dtype=torch.float32).reshape(-1, len(_DRAWN) + 3).T))
+        mtf = lambda: 1. if recipe.mtf is None else draw(recipe.mtf, g, None if draws else image)  # drawn last: it came last
+        rows.append([*(draw(getattr(recipe, k), g, None if draws else image) for k in _DRAWN), *_angles(recipe, g), mtf()])
+    v = dict(zip((*_DRAWN, 'a1', 'a2', 'a3', 'mtf'), torch.tensor(rows, dtype=torch.float32).reshape(-1, len(_DRAWN) + 4).T))
     return _microscope(recipe, v)
 
 # %% ../nbs/09_recipes.ipynb #fd8e0e03
@@ -419,7 +421,7 @@ def _microscope(r, v):
     if uses('trefoil_um'): given |= dict(C23=v['trefoil_um']*1e4, phi23=v['a2']/3)
     if uses('gradient'): given |= dict(gradient_x=v['gradient']*torch.cos(v['a3']), gradient_y=v['gradient']*torch.sin(v['a3']))
     if uses('readout_noise'): given['readout_noise'] = v['readout_noise']
-    return Microscope(r.energy_kev*1e3, mtf=r.mtf, **given)
+    return Microscope(r.energy_kev*1e3, mtf=None if r.mtf is None else v['mtf'], **given)
 
 # %% ../nbs/09_recipes.ipynb #4078cf81
 def wave_recipe(recipe:Recipe)->Recipe:

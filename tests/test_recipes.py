@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from nanoshape.core import NM, UserError, rng
+from nanoshape.core import NM, UserError, rng, torch_rng
 from nanoshape.data import check_split, dataloaders, fresh_images, frozen_images, save_images, write_card
+from nanoshape.microscope import images, take
 from nanoshape.recipes import KINDS, SPREADS_TAKE, bounds, class_of, conditions, draw, load_recipe, make_recipe, sample, truth_map, waves_of
 
 SMALL = dict(name='small', structures=6, size_nm=2, box_nm=4, gpts=96, out_gpts=64, support_nm=.5)
@@ -116,7 +117,7 @@ def test_conditions_follow_the_recipe():
     x, y = m.C12*torch.cos(2*m.phi12)/NM, m.C12*torch.sin(2*m.phi12)/NM
     assert x.min() >= -3 and x.max() <= 3 and x.std() > 1 and torch.allclose(y, torch.ones(50), atol=1e-4)
     assert torch.allclose(m.C21, torch.full((50,), 5e3)) and torch.allclose(m.C50, torch.full((50,), 5e7)) and set(m.dose.tolist()) == {100,
-            200} and m.mtf == .5
+            200} and (m.mtf == .5).all()
     assert torch.allclose(torch.hypot(m.gradient_x, m.gradient_y), torch.full((50,), .1))
 
 
@@ -184,3 +185,15 @@ def test_a_film_may_be_rough_and_end_somewhere():
     share = np.array(some)/whole
     assert set(np.round(share, 1)) <= {.4, .5, .6, 1.} and .2 < (share < .9).mean() < .9
     assert all(.4 < b/a < .95 for a, b in zip(whole, carbon(roughness=.1)))
+
+
+def test_each_image_has_its_own_detector_if_the_recipe_says_so():
+    r = make_recipe(**SMALL, dose=100., mtf={'uniform': [.1, .9]})
+    m, again = conditions(r, range(6)), conditions(r, [4, 2])
+    assert len(set(m.mtf.tolist())) == 6 and torch.equal(again.mtf, m.mtf[[4, 2]]) and .1 <= m.mtf.min() <= m.mtf.max() <= .9
+    perfect = conditions(make_recipe(**SMALL, dose=100.), range(6))
+    assert perfect.mtf is None and all(torch.equal(perfect.values[k], m.values[k]) for k in perfect.values)
+    flat = torch.ones(6, 64, 64, dtype=torch.complex64)
+    seen, alone = (images(flat[:len(c.mtf)], c, r.sampling, torch_rng(0)) for c in (m, take(m, slice(0, 1))))
+    assert torch.allclose(seen.var((1, 2)).argsort(), m.mtf.argsort()) and torch.allclose(seen[0], alone[0], rtol=1e-4)
+    with pytest.raises(UserError, match='mtf'): make_recipe(**SMALL, mtf={'uniform': [0, .5]})
