@@ -155,7 +155,8 @@ def _mtf(mtf, image):
     f = (gy**2 + gx**2).sqrt()
     if isinstance(mtf, (int, float, torch.Tensor)):
         at_nyquist = torch.as_tensor(mtf, dtype=image.dtype, device=image.device)
-        if not ((0 < at_nyquist) & (at_nyquist <= 1)).all(): raise UserError(f'an MTF of {mtf} at Nyquist makes no sense: give numbers between 0 and 1')
+        if not ((0 < at_nyquist) & (at_nyquist <= 1)).all():
+            raise UserError(f'an MTF of {mtf} at Nyquist makes no sense: give numbers between 0 and 1')
         return torch.exp(2*f*at_nyquist.log()[..., None, None])
     table = np.asarray(mtf, float)
     if table.ndim != 2 or table.shape[1] != 2 or (np.diff(table[:, 0]) <= 0).any():

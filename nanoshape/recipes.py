@@ -403,8 +403,9 @@ def conditions(
     rows = []
     for i in idx:
         g = rng(recipe.seed, 'microscope', draws, i, *([image] if image else []))
-        mtf = lambda: 1. if recipe.mtf is None else draw(recipe.mtf, g, None if draws else image)  # drawn last: it came last
-        rows.append([*(draw(getattr(recipe, k), g, None if draws else image) for k in _DRAWN), *_angles(recipe, g), mtf()])
+        turn = None if draws else image
+        drawn = [*(draw(getattr(recipe, k), g, turn) for k in _DRAWN), *_angles(recipe, g)]
+        rows.append([*drawn, 1. if recipe.mtf is None else draw(recipe.mtf, g, turn)])
     v = dict(zip((*_DRAWN, 'a1', 'a2', 'a3', 'mtf'), torch.tensor(rows, dtype=torch.float32).reshape(-1, len(_DRAWN) + 4).T))
     return _microscope(recipe, v)
 
