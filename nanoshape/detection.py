@@ -247,7 +247,9 @@ def compare(
     both = (pairs > 0).all(0)
     f, t, n = *pairs[:, both], shared[both]
     lost = np.isin(np.arange(len(f_area)), f[sliver[t] & (n > f_area[f]/2)])  # found ones that lie on slivers
-    right = (n/(f_area[f] + t_area[t] - n) >= least) & ~sliver[t]
+    iou, best_f, best_t = n/(f_area[f] + t_area[t] - n), np.zeros(len(f_area)), np.zeros(len(t_area))
+    np.maximum.at(best_f, f, iou); np.maximum.at(best_t, t, iou)
+    right = (iou >= least) & (iou == best_f[f]) & (iou == best_t[t]) & ~sliver[t]  # one to one, which matters below a half
     asked, given = (np.flatnonzero(ok & (a > 0) & (np.arange(len(a)) > 0)) for ok, a in ((~sliver, t_area), (~lost, f_area)))
     return dict(n_found=len(given), n_true=len(asked), n_right=int(right.sum()),
                 pixel_iou=((found > 0) & (true > 0)).sum()/max(1, ((found > 0) | (true > 0)).sum()),

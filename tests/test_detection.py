@@ -140,6 +140,12 @@ def test_the_score_agrees_with_a_count_by_hand():
     assert s['diameter'] == pytest.approx((15 + 12 + 24 + 9)/(15 + 20 + 10 + 25), rel=.01) and s['diameter_right'] == pytest.approx(39/40, rel=.01)
 
 
+def test_one_particle_cut_in_two_is_right_once_however_little_is_asked():
+    truth = discs((100, 100), (50, 50, 20))
+    halves = np.where(truth, 1 + (np.arange(100) > 50), 0)
+    assert compare(halves, truth, 1., .3)['n_right'] == 1 and compare(halves, truth, 1., .3)['n_found'] == 2
+
+
 def test_slivers_are_neither_asked_for_nor_false():
     truth = discs((100, 100), (50, 50, 12), (50, 101, 3))  # what the edge leaves of the second is under 0.8 nm wide
     assert compare(truth, truth, 1.5)['n_true'] == compare(truth, truth, 1.5)['n_found'] == 1
