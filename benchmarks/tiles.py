@@ -6,11 +6,13 @@ The folder holds train_image_K.png and train_label_K.png; the pixel size, 0.0588
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from skimage import io
 
-from nanoshape.core import project_root, provenance, shared_data
-from nanoshape.detection import Detector, at_half_darkness, compare, detection_score
+from nanoshape.core import NM, project_root, provenance, shared_data
+from nanoshape.detection import Detector, at_half_darkness, compare, detection_score, segment
+from nanoshape.lattice import film_focus
 from nanoshape.reading import read
 
 
@@ -20,17 +22,17 @@ def main():
     p.add_argument('--out', default=project_root()/'data/results/real_tiles.csv')
     a, rows = p.parse_args(), []
     folder = Path(a.folder or (shared_data() or Path())/'real/sintering')
-    network = Detector(project_root()/'data/models/particles.safetensors')
-    ways = {'network': network, 'network, at half darkness': lambda m: at_half_darkness(m, network(m)), 'threshold': Detector()}
-    for way, find in ways.items():
-        counts = {.5: [], .3: []}
-        for k in range(20):
-            m, mask = read(folder/f'train_image_{k}.png', sampling=.5886), io.imread(folder/f'train_label_{k}.png')[..., 0] > 0
-            labels = find(m)
-            for least, c in counts.items(): c.append(compare(labels, mask, m.sampling, least))
-        for least, c in counts.items():
-            rows.append(dict(way=way, least_iou=least, **detection_score(c), **provenance()))
-            print({k: v for k, v in rows[-1].items() if k in ('way', 'least_iou', 'particles', 'found', 'right', 'f1', 'pixel_iou', 'diameter')})
+    network, counts, foci = Detector(project_root()/'data/models/particles.safetensors'), {}, []
+    for k in range(20):
+        m, mask = read(folder/f'train_image_{k}.png', sampling=.5886), io.imread(folder/f'train_label_{k}.png')[..., 0] > 0
+        found = network(m)
+        for way, labels in {'network': found, 'network, at half darkness': at_half_darkness(m, found), 'threshold': segment(m)}.items():
+            for least in (.5, .3): counts.setdefault((way, least), []).append(compare(labels, mask, m.sampling, least))
+        foci += [f/NM for f in [film_focus(m, mask)] if f]
+    focus = dict(tiles_with_rings=len(foci), film_focus_nm=float(np.median(foci)) if foci else None)
+    for (way, least), c in counts.items():
+        rows.append(dict(way=way, least_iou=least, **detection_score(c), **focus, **provenance()))
+        print({k: v for k, v in rows[-1].items() if k in ('way', 'least_iou', 'particles', 'found', 'right', 'f1', 'pixel_iou', 'diameter')}, focus)
     pd.DataFrame(rows).to_csv(a.out, index=False)
 
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLUR', 'TWO_POPULATIONS', 'CHANNELS', 'CORE', 'WIDTH', 'TILE', 'HALO', 'SLIVER', 'HOLE', 'OUTLINE', 'COARSE', 'RIGHT',
-           'segment', 'looks_negative', 'targets', 'FieldLoader', 'field_loaders', 'mask_loss', 'pixel_iou',
-           'probabilities', 'separated', 'find_particles', 'at_half_darkness', 'Detector', 'compare', 'detection_score']
+           'blurred', 'segment', 'looks_negative', 'targets', 'FieldLoader', 'field_loaders', 'mask_loss', 'pixel_iou',
+           'probabilities', 'separated', 'find_particles', 'surroundings', 'at_half_darkness', 'Detector', 'compare',
+           'detection_score']
 
 # %% ../nbs/16_detection.ipynb #a4e0a62c
 from collections.abc import Iterable, Sequence
@@ -34,12 +35,16 @@ BLUR = 2.3  # Å, σ of the Gaussian: about one {111} spacing
 TWO_POPULATIONS = .70  # share of variance that a threshold must explain; a single Gaussian gives 0.64
 
 # %% ../nbs/16_detection.ipynb #3138f760
+def blurred(m:Micrograph)->np.ndarray:
+    "The image without what is finer than a lattice."
+    return filters.gaussian(m.image, BLUR/m.sampling, mode='reflect', preserve_range=True)
+
 def segment(
     m:Micrograph,
     min_diameter:float=10.,  # Å, smaller specks are dropped
 )->np.ndarray:  # int labels (y, x): 0 background, 1 … n particles
     "Label image of dark particles; empty if the image holds only one population of grey levels."
-    smooth = filters.gaussian(m.image, BLUR/m.sampling, mode='reflect', preserve_range=True)
+    smooth = blurred(m)
     dark = smooth < filters.threshold_otsu(smooth)
     share = dark.mean()
     between = share*(1 - share)*(smooth[dark].mean() - smooth[~dark].mean())**2/smooth.var() if 0 < share < 1 else 0
@@ -196,15 +201,21 @@ def find_particles(
     return segmentation.relabel_sequential(labels)[0]
 
 # %% ../nbs/16_detection.ipynb #7ebf791c
+def surroundings(
+    r,  # skimage's region of a particle
+    m:Micrograph,
+)->tuple[slice,slice]:  # y, x
+    "A particle's box and 1 nm around it."
+    return tuple(slice(max(0, a - round(NM/m.sampling)), b + round(NM/m.sampling)) for a, b in zip(r.bbox[:2], r.bbox[2:]))
+
 def at_half_darkness(
     m:Micrograph,
     labels:np.ndarray,  # (y, x)
 )->np.ndarray:  # (y, x), the same particles, what is left of them
     "What of each particle is, after a blur, darker than halfway from the ground within 1 nm around it to its darkest tenth."
-    smooth, around = filters.gaussian(m.image, BLUR/m.sampling, preserve_range=True), round(NM/m.sampling)
-    out = np.zeros_like(labels)
+    smooth, out = blurred(m), np.zeros_like(labels)
     for r in measure.regionprops(labels):
-        near = tuple(slice(max(0, a - around), b + around) for a, b in zip(r.bbox[:2], r.bbox[2:]))
+        near = surroundings(r, m)
         own, ground = labels[near] == r.label, smooth[near][labels[near] == 0]
         level = (np.median(ground) + np.quantile(smooth[near][own], .1))/2 if len(ground) else np.inf
         out[near][own & (smooth[near] < level)] = r.label

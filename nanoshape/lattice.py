@@ -159,7 +159,7 @@ def _decided(total, zones, seen, found):  # which candidate, or None
     return best if clear and first < 3 else None
 
 # %% ../nbs/17_lattice.ipynb #b994d7f2
-BINNINGS = (1, 2, 4)  # pixels counted together, each tried if the one before tells nothing: on very fine pixels, fringes are slow waves
+BINNINGS = (1, 2, 4)  # pixels counted together; the first that decides counts: on very fine pixels, fringes are slow waves
 
 def calibrate(
     micrographs:Micrograph|Iterable[Micrograph],  # of one magnification

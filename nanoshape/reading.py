@@ -303,7 +303,7 @@ def _square(a, scales, name):  # → array with square pixels, Å per pixel, not
     return resampled(a, scales, min(x, y)), min(x, y), (f'its pixels were {x/NM:.4g} × {y/NM:.4g} nm and were made square',)
 
 # %% ../nbs/15_reading.ipynb #dea18936
-HOT = 15.  # standard deviations above the middle of its neighbours; with hardly an electron per pixel, nine occur
+HOT = 15.  # standard deviations above the middle of its neighbours
 
 def _cooled(a):  # hot pixels take their neighbourhood's median; and how many there were
     middle = median_filter(a, 3, mode='mirror')
