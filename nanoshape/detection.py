@@ -171,13 +171,9 @@ def separated(
     p:np.ndarray,  # (2, y, x), from `probabilities`
     sampling:float,  # Å per pixel
 )->np.ndarray:  # int (y, x), 0 background, 1 … n particles
-    "The mask without small holes, cut between the cores."
+    "The mask without small holes, cut between the cores; a piece without a core is no particle."
     mask = _mask(p[0], sampling)
     cores = measure.label((p[1] > .5) & mask)
-    pieces = measure.label(mask)
-    with_core = np.unique(pieces[cores > 0])
-    rest = mask & ~np.isin(pieces, with_core)
-    cores = np.where(rest, pieces + cores.max(), cores)
     return segmentation.relabel_sequential(segmentation.watershed(-p[1], cores, mask=mask))[0]
 
 # %% ../nbs/16_detection.ipynb #0715f6e6

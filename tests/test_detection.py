@@ -76,9 +76,10 @@ def test_touching_discs_are_told_apart_by_their_cores():
     assert detection_score([compare(found, truth, 1.)])['f1'] == 1
 
 
-def test_a_piece_without_a_core_is_a_particle_and_an_empty_field_holds_none():
-    mask = (discs((64, 64), (20, 20, 8)) > 0).astype(np.float32)
-    assert separated(np.stack([mask, 0*mask]), 1.).max() == 1 and separated(np.zeros((2, 64, 64)), 1.).max() == 0
+def test_a_piece_without_a_core_is_no_particle_and_an_empty_field_holds_none():
+    mask, core = ((discs((64, 64), *where) > 0).astype(np.float32) for where in ([(20, 20, 8), (45, 45, 8)], [(20, 20, 4)]))
+    assert ((separated(np.stack([mask, core]), 1.) > 0) == (discs((64, 64), (20, 20, 8)) > 0)).all()
+    assert separated(np.zeros((2, 64, 64)), 1.).max() == 0
 
 
 def test_small_holes_in_a_particle_are_filled_and_gaps_between_particles_stay():
