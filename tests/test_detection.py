@@ -199,7 +199,7 @@ def test_the_network_misses_few_particles_of_the_real_tiles(tiles):
 
 
 @kept
-@pytest.mark.xfail(strict=True, reason='some sixty specks of a nanometre, see data/results/real_tiles.csv; the network before had 25')
+@pytest.mark.xfail(strict=True, reason='some thirty specks of a nanometre, see data/results/real_tiles.csv')
 def test_the_network_finds_little_else_on_the_real_tiles(tiles):
     s = scored(tiles, 0, .3)
     assert s['precision'] >= .9 and s['diameter_right'] < 1.2
@@ -233,7 +233,6 @@ def test_bare_films_hold_no_particles():
 
 
 @kept
-@pytest.mark.xfail(strict=True, reason='a speck of a nanometre now and then; training has films, but no plain noise')
 def test_noise_holds_no_particles():
     d = Detector(KEPT)
     for seed in range(3):
