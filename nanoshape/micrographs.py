@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'FINEST', 'COARSER', 'HALO', 'UNKNOWN', 'FOCUS_MARGIN', 'measure_particles', 'measure_lattice',
-           'particle_fields', 'noise_share', 'probability_columns', 'classify']
+           'particle_fields', 'noise_share', 'probability_columns', 'classify', 'crystallinity']
 
 # %% ../nbs/18_micrographs.ipynb #3412795e
 import numpy as np
@@ -14,7 +14,7 @@ from scipy import ndimage
 from skimage import filters, measure, morphology
 from torch import nn
 from .core import NM, rng
-from .data import network_input
+from .data import cut_out, network_input
 from .detection import COARSE, blurred, surroundings
 from .evaluate import logits, prediction_sets
 from .lattice import film_focus, find_spots, indexed
@@ -91,8 +91,11 @@ def particle_fields(
     gpts:int,  # pixels of its field
 )->torch.Tensor:  # float32 (n, gpts, gpts)
     "One field per particle, at the network's pixel size, the particle in the middle."
+    return torch.from_numpy(_fields(m, labels, table, sampling, gpts)[0])
+
+def _fields(m, labels, table, sampling, gpts):  # and where the particle is in each
     image, around = resampled(m.image, m.sampling, sampling), morphology.disk(max(1, round(HALO/sampling)))
-    lab, pad, out = relabelled(labels, image.shape), gpts, []
+    lab, pad, out, ours = relabelled(labels, image.shape), gpts, [], []
     image, lab = (np.pad(a, pad, mode='symmetric') for a in (image, lab))
     free = ~ndimage.binary_dilation(lab > 0, around)
     for r in table.itertuples():
@@ -100,7 +103,8 @@ def particle_fields(
         crop, here = _crop(image, pad, y, x, gpts).copy(), _crop(lab, pad, y, x, gpts)
         others = ndimage.binary_dilation((here != 0) & (here != r.label), around) & (here != r.label)
         out.append(_painted(crop, others, image, free, rng(0, 'ground', r.label)))
-    return torch.from_numpy(np.stack(out)) if out else torch.empty(0, gpts, gpts)
+        ours.append(here == r.label)
+    return np.array(out, np.float32).reshape(-1, gpts, gpts), np.array(ours, bool).reshape(-1, gpts, gpts)
 
 def _painted(crop, where, image, free, g):  # patches of `image` at random places, as far as they are free, then single pixels
     where, (h, w) = where.copy(), crop.shape
@@ -176,3 +180,33 @@ def classify(
     t['prediction_set'] = _sets(t, probs, card['classes'])
     t['shape'] = np.where(t.reason == '', np.array(card['classes'])[probs.argmax(1)] if len(t) else '', UNKNOWN)
     return t
+
+# %% ../nbs/18_micrographs.ipynb #653b7474
+def crystallinity(
+    m:Micrograph,
+    labels:np.ndarray,  # (y, x), of the particles
+    table:pd.DataFrame,  # from `classify`
+    model:nn.Module,
+    card:dict,  # of the model: as for `classify`, and `cut`, the width in pixels of what it sees
+)->pd.DataFrame:
+    """The table with the columns `crystallinity`, its confidence and the reason for withholding it, and a probability per class. Raises
+    `UserError` for an image narrower than the network's field."""
+    check_field(m, card['gpts']*card['sampling'])
+    t, (fields, ours) = table.copy(), _fields(m, labels, table, card['sampling'], card['gpts'])
+    seen = network_input(cut_out(torch.from_numpy(fields), torch.from_numpy(ours), card['cut'])) if len(t) else torch.empty(0, 1, 1, 1)
+    scores = logits(model, seen, symmetries=card.get('symmetries', 1)) if len(t) else torch.empty(0, len(card['classes']))
+    probs = (scores/card['temperature']).softmax(1).numpy()
+    t[probability_columns(card['classes'])] = probs
+    t['crystallinity_confidence'] = probs.max(1, initial=0)
+    noise = noise_share(fields, card['sampling']/m.sampling)
+    why = _reasons(t.assign(confidence=t.crystallinity_confidence), m, card, t.film_focus_nm.to_numpy(float), noise)
+    answer = np.array(card['classes'])[probs.argmax(1)] if len(t) else np.array([], str)
+    t['crystallinity_reason'] = _unsupported(why, answer, (t.spacings_nm != '').to_numpy(bool))
+    t['crystallinity'] = np.where(t.crystallinity_reason == '', answer, UNKNOWN)
+    return t
+
+def _unsupported(why, answer, fringes):  # reasons, with those that the power spectrum gives
+    amorphous = answer == 'amorphous'
+    more = np.select([amorphous & fringes, amorphous, ~fringes], ['called amorphous, but shows fringes', 'no fringes: amorphous, or tilted',
+                                                                  'no fringes that support it'], '')
+    return np.where(why == '', more, why)

@@ -357,7 +357,7 @@ def _dots(x, y, radius, g):
     for cx, cy in g.uniform(-radius, radius, (int(.35*radius**2), 2)): spots += np.exp(-((x - cx)**2 + (y - cy)**2)/2/.6**2)
     return np.clip(spots, 0, 2) - 1
 
-def _pattern(r, i):  # amplitude (y, x), labels
+def _pattern(r, i):  # amplitude (y, x), labels, outline (y, x)
     s, g = i//r.views, rng(r.seed, 'pattern', i)
     name, radius = class_of(r, s), draw(r.size_nm, g)*NM/2
     y, x = np.mgrid[:r.out_gpts, :r.out_gpts]*r.sampling - r.box_nm*NM/2
@@ -365,11 +365,11 @@ def _pattern(r, i):  # amplitude (y, x), labels
     if name == 'polycrystalline':
         angle = g.uniform(0, 2*np.pi)
         inside = np.where(x*np.cos(angle) + y*np.sin(angle) > g.uniform(0, radius/2), _sines(x, y, g), inside)
-    image = 1 + (x**2 + y**2 <= radius**2)*(.15*inside - .2)
-    return image**.5, {'index': i, 'structure': s, 'class': name, 'size': 2*radius}
+    disc = x**2 + y**2 <= radius**2
+    return (1 + disc*(.15*inside - .2))**.5, {'index': i, 'structure': s, 'class': name, 'size': 2*radius}, disc
 
 # %% ../nbs/09_recipes.ipynb #c956bf1f
-MAPS = {'columns': 'uint8', 'field': 'uint16'}  # kinds with truth maps, and their type
+MAPS = {'columns': 'uint8', 'field': 'uint16', 'grains': 'uint16', 'patterns': 'uint16'}  # kinds with truth maps, and their type
 
 def waves_of(
     recipe:Recipe,
@@ -377,8 +377,8 @@ def waves_of(
 )->tuple[torch.Tensor,list[dict],np.ndarray|None]:  # complex64 (n, y, x), labels, maps (n, y, x)
     "Exit waves, labels and truth maps of samples."
     if recipe.kind == 'patterns':
-        made, labels = zip(*(_pattern(recipe, i) for i in idx))
-        return torch.from_numpy(np.stack(made).astype(np.complex64)), list(labels), None
+        made, labels, discs = zip(*(_pattern(recipe, i) for i in idx))
+        return torch.from_numpy(np.stack(made).astype(np.complex64)), list(labels), np.stack(discs).astype(np.uint16)
     atoms, labels = zip(*(sample(recipe, i) for i in idx))
     waves = exit_waves(atoms, recipe.gpts, recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=recipe.out_gpts)
     maps = np.stack([truth_map(recipe, a) for a in atoms]) if recipe.kind in MAPS else None

@@ -24,7 +24,7 @@ from .core import NM, provenance, whole_folder, write_json
 from .detection import Detector, looks_negative
 from .evaluate import score_text
 from .figures import PALETTE, UNDETERMINED, plot_confusion, plot_curves, rim, show_image, show_images, use_style
-from .micrographs import UNKNOWN, classify, particle_fields, probability_columns
+from .micrographs import UNKNOWN, classify, crystallinity, particle_fields, probability_columns
 from .reading import Micrograph
 from .train import card_settings
 
@@ -40,6 +40,7 @@ def overlay(
     table:pd.DataFrame,  # from `classify`
     classes:Sequence[str],
     ax=None,
+    answer:str='shape',  # the table's column that colours the outlines
 ):
     "The micrograph with outlined, coloured and numbered particles, a scale bar and a legend."
     ax = ax or plt.subplots(figsize=(5.2, 5.7))[1]
@@ -52,12 +53,12 @@ def overlay(
     for r in table.itertuples():
         y, x = places[r.label - 1]
         for c in measure.find_contours(np.pad((labels[y, x] == r.label).astype(float), 1), .5):
-            ax.plot(c[:, 1] - 1 + x.start, c[:, 0] - 1 + y.start, color=colors[r.shape], lw=1.3, path_effects=rim(2.2))
+            ax.plot(c[:, 1] - 1 + x.start, c[:, 0] - 1 + y.start, color=colors[getattr(r, answer)], lw=1.3, path_effects=rim(2.2))
         side, height = 'left' if x.stop < .96*w else 'right', 'bottom' if y.start > .04*h else 'top'  # beside it: fringes hide numbers
         place = r.x_px + .37*(x.stop - x.start), r.y_px - .37*(y.stop - y.start)
         ax.text(*place, str(r.label), color='white', ha=side, va=height, fontsize=8, fontweight='bold', path_effects=rim(2))
-    used = [c for c in colors if (table['shape'] == c).any()]
-    ax.legend([Line2D([], [], color=colors[c], path_effects=rim(2.5)) for c in used], [f'{c} ({(table["shape"] == c).sum()})' for c in used],
+    used = [c for c in colors if (table[answer] == c).any()]
+    ax.legend([Line2D([], [], color=colors[c], path_effects=rim(2.5)) for c in used], [f'{c} ({(table[answer] == c).sum()})' for c in used],
               loc='upper center', bbox_to_anchor=(.5, -.01), ncols=3)
     return ax
 
@@ -134,7 +135,12 @@ def summarise(
     whole = table[~table.border.astype(bool)].equivalent_diameter_nm
     size = f'median equivalent diameter of the {len(whole)} whole ones {whole.median():.2f} nm' if len(whole) else 'all cut by the edge'
     return (f'{len(table)} particles in {m.name} ({x:.1f} × {y:.1f} nm, {pixel:.4g} nm per pixel); '
-            f'{size}. Shapes determined: {counts}.' + (f' Undetermined: {why}.' if why else ''))
+            f'{size}. Shapes determined: {counts}.' + (f' Undetermined: {why}.' if why else '') + _crystals_text(table))
+
+def _crystals_text(table):  # how many are how crystalline, if that was asked
+    if 'crystallinity' not in table: return ''
+    counts = ', '.join(f'{n} {c}' for c, n in table.crystallinity.value_counts().items())
+    return f' Crystallinity: {counts}.'
 
 # %% ../nbs/19_report.ipynb #407d5621
 CAUTION = ('The network has been trained and tested on simulated images only. '
@@ -158,6 +164,7 @@ def write_report(
     notes:Sequence[str]=(),  # paragraphs for the page
     detector:Detector|None=None,  # default: by darkness
     element:str|None=None,  # whose planes the fringes are; default: that of the model's training
+    crystals:tuple|None=None,  # a network that tells how crystalline particles are, and its card
     **params,  # recorded in run.json
 )->pd.DataFrame:  # the particles
     """Analyse `m` and write particles.csv, NAME_labels.tif (0 background, 1 … n the table's `label`), overlay.png, confusion.png, curves.png,
@@ -166,10 +173,13 @@ def write_report(
     detector = detector or Detector()
     labels = detector(m)
     table = classify(m, labels, model, card, element)
+    if crystals: table = crystallinity(m, labels, table, *crystals)
     fig = overlay(m, labels, table, card['classes']).figure
-    made = dict(params, sampling_nm=m.sampling/NM, model=card_settings(card), detector=card_settings(detector.card), **provenance())
+    made = dict(params, sampling_nm=m.sampling/NM, model=card_settings(card), detector=card_settings(detector.card),
+                crystallinity=crystals and card_settings(crystals[1]), **provenance())
     pics = [dict(src=picture(fig), title='What was found', alt='micrograph with outlined particles',
                  text='Outline colour: shape; white: undetermined. Numbers are rows of the table.')]
+    if crystals and len(table): pics.append(_crystal_picture(m, labels, table, crystals[1]))
     if len(table): pics.append(dict(src=picture(_gallery(m, labels, table, card)), title='What the network saw', alt='gallery of particle crops',
         text='Each particle at the network\'s pixel size, others painted over, with the commonest answer and its probability.'))
     net = network_pictures(card)
@@ -194,6 +204,12 @@ def _focus(m, table):  # if the film tells it
     known = table.film_focus_nm.dropna()
     volts = f'{m.voltage/1e3:g} kV' if m.voltage else '300 kV, as the file names none,'
     return [f"The film's Thon rings are those of an image {known.iloc[0]:.0f} nm from focus (at {volts} with Cs corrected)."] if len(known) else []
+
+def _crystal_picture(m, labels, table, card):
+    fig = overlay(m, labels, table, card['classes'], answer='crystallinity').figure
+    return dict(src=picture(fig), title='How crystalline', alt='micrograph with particles outlined by crystallinity',
+                text='Outline colour: crystallinity; white: undetermined. An answer needs fringes in the particle\'s own power spectrum; what shows '
+                     'none may be amorphous, or a crystal tilted off its axes, and stays undetermined.')
 
 def _gallery(m, labels, table, card, most=40):  # crops with the network's first choice
     t = table.sort_values('confidence', ascending=False).head(most)

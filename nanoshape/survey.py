@@ -98,10 +98,12 @@ def _weights(model):  # a short name of a network's numbers
     for v in model.state_dict().values(): h.update(v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:12]
 
-def _decided_by(model, card, detector, element):  # what decides a result beside the file and how it is read
+def _decided_by(model, card, detector, element, crystals):  # what decides a result beside the file and how it is read
     made = {k: v for k, v in provenance().items() if k in ('nanoshape', 'commit')}
     return dict(model=card_settings(card), weights=_weights(model), detector=card_settings(detector.card), detector_weights=_weights(detector.model),
-                element=element, **made)
+                element=element, **(_crystals_by(*crystals) if crystals else {}), **made)
+
+def _crystals_by(model, card): return dict(crystallinity=card_settings(card), crystallinity_weights=_weights(model))
 
 def _asked(path, options, by):
     s = path.stat()
@@ -115,7 +117,8 @@ def _images_of(path, options, done):  # yields (name of the folder, options of `
         for k in range(n) if options.get('frame') is None else [options['frame']]: yield f'{path.name}/{k:04d}', {**options, 'frame': k}
 
 # %% ../nbs/20_survey.ipynb #1a5af51d
-_TEXTS = ('spacings_nm', 'planes', 'zone_axis', 'shape', 'reason', 'prediction_set')  # columns that stay texts, though '011' looks like a number
+_TEXTS = ('spacings_nm', 'planes', 'zone_axis', 'shape', 'reason', 'prediction_set', 'crystallinity',
+          'crystallinity_reason')  # columns that stay texts, though '011' looks like a number
 
 def _table(path, how, out, by, write):  # of one image; written first if need be
     asked = _asked(path, how, by)
@@ -154,6 +157,7 @@ def survey(
     notes:Sequence[str]=(),  # paragraphs for the pages
     detector:Detector|None=None,  # default: by darkness
     element:str|None=None,  # whose planes the fringes are; default: that of the model's training
+    crystals:tuple|None=None,  # as for `write_report`
     **options,  # of `read`
 )->tuple[pd.DataFrame,dict[str,str]]:  # all particles, with the columns `file`, `frame` and `track`; files and frames that failed → why
     """Analyse every micrograph; then write particles.csv and .parquet, shapes.csv, survey.json and report.html for all of them.
@@ -162,8 +166,8 @@ def survey(
     check_replaceable(out, 'survey.json')
     out.mkdir(parents=True, exist_ok=True)
     write_json(out/'survey.json', dict(finished=False, path=str(Path(path).resolve())))
-    by, tables, failed = _decided_by(model, card, detector, element), {}, {}
-    def write(m, folder, asked): write_report(m, model, card, folder, notes, detector, element, asked=asked)
+    by, tables, failed = _decided_by(model, card, detector, element, crystals), {}, {}
+    def write(m, folder, asked): write_report(m, model, card, folder, notes, detector, element, crystals, asked=asked)
     for f in tqdm(files, desc='micrographs', unit='file'):
         name = _shown(f)
         try: tables[name], bad = _particles(f, out, options, by, write)

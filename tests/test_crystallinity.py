@@ -1,0 +1,233 @@
+"""The crystallinity study: joined stores, cut-outs, networks, crystals that show, and what an answer on a micrograph needs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from conftest import ROOT
+from nanoshape.cli import main
+from nanoshape.core import UserError, torch_rng
+from nanoshape.crystallinity import CLASSES, SETS, both_scores, crystals_shown, found_outlines, study_set, two_classes
+from nanoshape.data import LOOSE, cut_out, dataloaders, distances, frozen_images, frozen_inputs, loosened, pairs
+from nanoshape.micrographs import classify, crystallinity
+from nanoshape.models import Spectrum, build
+from nanoshape.reading import Micrograph
+from nanoshape.recipes import load_recipe, make_recipe, waves_of
+from nanoshape.store import Joined, simulate
+from nanoshape.studies import trained
+from nanoshape.train import save_model
+
+SMALL = dict(gpts=128, out_gpts=64, box_nm=4, size_nm=2, support_nm=.5, models=0.)
+
+
+@pytest.fixture(scope='module')
+def stores(tmp_path_factory):
+    """Twenty particles on carbon and twenty on silicon."""
+    d = tmp_path_factory.mktemp('grains')
+    recipes = [load_recipe(ROOT/f'data/recipes/crystallinity_{k}.yaml', structures=20, **SMALL) for k in ('carbon', 'silicon')]
+    return [simulate(r, d/str(k), workers=0) for k, r in enumerate(recipes)]
+
+
+def test_joined_stores_are_their_parts(stores):
+    both = Joined(stores)
+    assert len(both) == 40 and both.recipe.classes == CLASSES and list(both.labels['class'][20:]) == list(stores[1].labels['class'])
+    idx = [39, 0, 21, 5]
+    for name in ('waves', 'maps'):
+        got, want = getattr(both, name)(idx), [getattr(stores[i >= 20], name)([i % 20])[0] for i in idx]
+        assert all(np.array_equal(g, w) for g, w in zip(got, want))
+    want = torch.stack([frozen_images(stores[i >= 20], [i % 20])[0] for i in idx])
+    assert torch.equal(frozen_images(both, idx), want), 'each keeps its own microscope and noise'
+
+
+def test_stores_of_other_pixels_are_not_joined(stores, tiny_store):
+    with pytest.raises(UserError, match='one grid'):
+        Joined([stores[0], tiny_store])
+
+
+def test_what_one_set_trains_on_no_other_is_tested_on(stores):
+    _, fit, valid, test = study_set(stores, seed=3)
+    alone = study_set(stores[:1], seed=3)
+    assert sorted([*fit, *valid, *test]) == list(range(40)) and np.array_equal(alone[3], test[test < 20])
+    assert not set(alone[1]) & set(test) and not set(fit) & set(alone[3])
+    assert all(set(v) <= {'pattern', 'carbon', 'silicon', 'poly'} for v in SETS.values())
+
+
+def test_outlines_are_stored_for_grains_and_patterns(stores):
+    r = stores[0].recipe
+    inside, image = stores[0].maps([1])[0] > 0, frozen_images(stores[0].imaged(dose=1e7, defocus_nm=6.), [1])[0].numpy()
+    size = stores[0].labels['size'][1]
+    assert .7*np.pi/4*size**2 < inside.sum()*r.sampling**2 < 1.5*np.pi/4*(size + 3)**2
+    assert image[~inside].mean() > image[inside].mean(), 'a particle is darker than its film'
+    pattern = load_recipe(ROOT/'data/recipes/crystallinity_pattern.yaml', structures=3, **{**SMALL, 'support_nm': 0})
+    waves, _, maps = waves_of(pattern, range(3))
+    assert maps.shape == waves.shape and all((w.abs()[m == 0] == 1).all() for w, m in zip(waves, torch.from_numpy(maps.astype(bool))))
+
+
+def test_a_cut_out_does_not_know_its_background(stores):
+    counts, inside = frozen_images(stores[0], range(4)), torch.from_numpy(stores[0].maps(range(4)) > 0)
+    a = cut_out(counts, inside, 48)
+    speckled = torch.where(inside, counts, counts + 30*torch.rand(counts.shape, generator=torch_rng(0)) - 15)
+    b = cut_out(speckled, inside, 48)
+    core = cut_out(torch.where(inside, 100., 0.), inside, 48) >= 100*8/9
+    assert torch.allclose(a[core], b[core], atol=2.) and not a[:, :2].any()
+    moved = cut_out(counts.roll((5, -3), (1, 2)), inside.roll((5, -3), (1, 2)), 48)
+    assert torch.allclose(moved, a, atol=1e-3), 'wherever it lies'
+
+
+def test_loosened_outlines_stay_near(stores):
+    inside = torch.from_numpy(stores[0].maps([2]) > 0)
+    far = distances(inside)
+    assert torch.equal(far < 0, inside)
+    got = loosened(far.expand(50, -1, -1), .625, torch_rng(0)).sum((1, 2)).float()
+    radius = (inside.sum()/torch.pi)**.5
+    assert ((got/torch.pi)**.5 - radius).abs().max() < 1.5*LOOSE/.625 and got.std() > 0
+    assert loosened(distances(torch.eye(9)[None] > 0), .1, torch_rng(0)).any(), 'something is left of every particle'
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_loaders_cut_out(stores, frozen):
+    both, fit, valid, _ = study_set(stores)
+    dls = dataloaders(both, pairs(fit, 1) if frozen else fit, valid, 8, torch.device('cpu'), cut=48)
+    x, y = dls.train.one_batch()
+    assert x.shape == (8, 1, 48, 48) and y.shape == (8,) and dls.vocab == list(CLASSES)
+    held = torch.cat([b[0] for b in dls.valid])
+    assert torch.equal(held, frozen_inputs(both, pairs(valid, 1), 48))
+    assert dls.about != dataloaders(both, fit, valid, 8, torch.device('cpu'), cut=40).about
+
+
+def test_labels_stay_with_their_images(stores, monkeypatch):
+    """Batches of joined stores are put together store by store, and labels must follow."""
+    both, fit, valid, _ = study_set(stores)
+    dls = dataloaders(both, fit, valid, 8, torch.device('cpu'), cut=48)
+    monkeypatch.setattr(type(dls.train), '_seen', lambda self, part, waves, far, n: torch.full((len(n), 48, 48), 1.)*torch.from_numpy(
+        part.labels['class'].map({c: i for i, c in enumerate(CLASSES)}).to_numpy()[n])[:, None, None])
+    monkeypatch.setattr('nanoshape.data.network_input', lambda x: x)
+    for x, y in dls.train:
+        assert torch.equal(x[:, 0, 0].long(), y.long())
+
+
+def test_training_on_cut_outs_goes_on_after_a_stop(stores, tmp_path, monkeypatch):
+    both, fit, valid, _ = study_set(stores)
+    make = lambda out: trained(both, fit, valid, out, 'cnn4', 9, 4e-3, 0, 8, 48)
+    whole = make(tmp_path/'whole')
+    from nanoshape.train import Checkpoint
+    save = Checkpoint._save
+    def stopped(self):
+        save(self)
+        if self.epoch == 1: raise KeyboardInterrupt
+    monkeypatch.setattr(Checkpoint, '_save', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path/'stopped')
+    monkeypatch.setattr(Checkpoint, '_save', save)
+    again = make(tmp_path/'stopped')
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+
+
+def test_training_ends_when_patience_does(stores, tmp_path):
+    both, fit, valid, _ = study_set(stores)
+    trained(both, fit, valid, tmp_path, 'cnn4', 90, 1e-12, 0, 8, 48, patience=2)
+    log = pd.read_csv(tmp_path/'log.csv')
+    assert len(log) < 30 and len(log) - 1 - log.valid_loss.argmin() == 2
+
+
+@pytest.mark.parametrize('arch', ['fine', 'spectrum', 'both'])
+def test_networks_for_fringes(arch):
+    net = build(arch, 3).eval()
+    assert net(torch.randn(2, 1, 64, 64)).shape == (2, 3) and sum(p.numel() for p in net.parameters())*4 < 25e6
+
+
+def test_a_power_spectrum_does_not_know_where():
+    x = torch.randn(1, 1, 64, 64, generator=torch_rng(0))
+    assert torch.allclose(Spectrum()(x), Spectrum()(x.roll((7, 20), (2, 3))), atol=1e-3)
+
+
+def test_two_classes_add_up():
+    p = np.random.default_rng(0).dirichlet(np.ones(3), 50)
+    y = np.random.default_rng(1).integers(0, 3, 50)
+    s = both_scores(y, p)
+    assert np.allclose(two_classes(p)[:, 1], 1 - p[:, 0]) and s['two']['correct'] == ((p[:, 0] < .5) == (y > 0)).sum()
+    assert np.array(s['two']['confusion']).sum() == np.array(s['three']['confusion']).sum() == 50
+
+
+CRYSTAL = dict(name='one', kind='grains', models=0., size_nm=3, support_nm=0, box_nm=6, out_gpts=112, defocus_nm=5)
+
+
+def test_one_crystal_shows_once_and_disorder_never():
+    for kind, most in (('monocrystalline', 1), ('polycrystalline', 3), ('amorphous', 0)):
+        found = [crystals_shown(make_recipe(**CRYSTAL, classes=[kind], dose=1e5), i) for i in range(4)]
+        assert all(f['shown'] <= f['crystals'] <= most for f in found)
+    many = [crystals_shown(make_recipe(**CRYSTAL, classes=['polycrystalline'], dose=d), i)['shown'] for d in (1e5, 100) for i in range(8)]
+    assert sum(many[:8]) > sum(many[8:]), 'more electrons show more crystals'
+
+
+def test_patterns_are_not_taken_apart():
+    with pytest.raises(UserError, match='recipe of grains'):
+        crystals_shown(load_recipe(ROOT/'data/recipes/crystallinity_pattern.yaml'), 0)
+
+
+def test_the_particle_in_the_middle_is_meant():
+    y, x = np.mgrid[:64, :64]
+    first, second = np.hypot(y - 30, x - 33) < 9, np.hypot(y - 8, x - 8) < 6
+    got = found_outlines([np.zeros((64, 64))]*2, .5, lambda m: (first + 2*second if m.name == '0' else np.zeros((64, 64), int)))
+    assert torch.equal(got[0], torch.from_numpy(first)) and not got[1].any()
+
+
+class Sure(torch.nn.Module):
+    """Stands in for a network: always sure of one class."""
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = torch.nn.Parameter(torch.tensor([scores]))
+    def forward(self, x):
+        assert x.shape[1:] == (1, 96, 96)
+        return self.scores.expand(len(x), 3)
+
+
+SHAPES_CARD = dict(classes=['a', 'b', 'c'], sampling=.6, gpts=96, temperature=1., threshold=.5, feret_range_nm=[1, 9])
+CARD = dict(SHAPES_CARD, classes=list(CLASSES), threshold=.8, cut=96)
+
+
+def discs(fringes):
+    y, x = np.mgrid[:160, :200]
+    a, b = (np.hypot(y - 60, x - c) < 22 for c in (55, 140))
+    wave = .3*np.sin(2*np.pi*x*.6/2.35) if fringes else 0
+    image = 1000*(1 - (.2 + wave)*a - .2*b) + np.random.default_rng(0).normal(0, 15, a.shape)
+    return Micrograph(image.astype(np.float32), .6, 'two discs'), a + 2*b
+
+
+@pytest.mark.parametrize('answer, fringed, plain', [
+    ([0., 9., 0.], 'monocrystalline', 'no fringes that support it'), ([0., 0., 9.], 'polycrystalline', 'no fringes that support it'),
+    ([9., 0., 0.], 'called amorphous, but shows fringes', 'no fringes: amorphous, or tilted'), ([1., 1., 1.], 'low confidence', 'low confidence')])
+def test_an_answer_needs_support(answer, fringed, plain):
+    m, labels = discs(True)
+    t = classify(m, labels, Sure(answer), SHAPES_CARD)
+    t = crystallinity(m, labels, t, Sure(answer), CARD).set_index('label')
+    said = t.crystallinity_reason.where(t.crystallinity == 'undetermined', t.crystallinity)
+    assert said[1] == fringed and said[2] == plain
+
+
+def test_crystallinity_of_nothing_and_at_the_edge():
+    m, labels = discs(True)
+    t = classify(m, labels*0, Sure([0., 9., 0.]), SHAPES_CARD)
+    none = crystallinity(m, labels*0, t, Sure([0., 9., 0.]), CARD)
+    assert len(none) == 0 and {'crystallinity', 'p_amorphous', 'crystallinity_reason'} <= set(none)
+    cut = Micrograph(m.image[50:], .6, 'cut')
+    t = classify(cut, labels[50:], Sure([0., 9., 0.]), SHAPES_CARD)
+    assert set(crystallinity(cut, labels[50:], t, Sure([0., 9., 0.]), CARD).crystallinity_reason) == {'touches the edge'}
+    with pytest.raises(UserError):
+        crystallinity(m, labels, t, Sure([0., 9., 0.]), {**CARD, 'gpts': 4000})
+
+
+def test_the_command_line_takes_only_a_crystallinity_network(tmp_path, capsys):
+    m, _ = discs(True)
+    import tifffile
+    tifffile.imwrite(tmp_path/'m.tif', np.tile(m.image, (2, 2)))
+    command = ['analyse', str(tmp_path/'m.tif'), '--pixel-size', '.06', '--detector', 'darkness', '--out', str(tmp_path/'out')]
+    assert main([*command, '--crystallinity', str(ROOT/'data/models/shapes.safetensors')]) == 2
+    assert 'no network for crystallinity' in capsys.readouterr().err and not (tmp_path/'out').exists()
+    save_model(tmp_path/'c.safetensors', build('cnn4', 3), 'cnn4', CLASSES, .6, 96, temperature=1., threshold=.8, feret_range_nm=[1, 9], cut=64)
+    assert main([*command, '--crystallinity', str(tmp_path/'c.safetensors')]) == 0
+    assert 'Crystallinity:' in capsys.readouterr().out
+    t = pd.read_csv(tmp_path/'out/particles.csv')
+    assert set(t.crystallinity) <= {*CLASSES, 'undetermined'} and 'How crystalline' in (tmp_path/'out/report.html').read_text()
+    assert main([*command, '--crystallinity', 'none']) == 0 and 'crystallinity' not in pd.read_csv(tmp_path/'out/particles.csv')
