@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLIP', 'LOOSE', 'KEEP_IN_MEMORY', 'CARD', 'network_input', 'cut_out', 'distances', 'loosened', 'split_by_structure',
            'check_split', 'frozen_images', 'pairs', 'frozen_set', 'frozen_inputs', 'dihedral', 'moved', 'fresh_images',
-           'next_epoch', 'WaveLoader', 'FrozenLoader', 'class_index', 'dataloaders', 'save_images', 'plot_card',
-           'write_card']
+           'next_epoch', 'WaveLoader', 'FrozenLoader', 'class_index', 'dataloaders', 'eight_bits', 'save_images',
+           'plot_card', 'write_card']
 
 # %% ../nbs/11_data.ipynb #54e4829c
 from base64 import b64encode
@@ -284,12 +284,15 @@ def dataloaders(
     return dls
 
 # %% ../nbs/11_data.ipynb #2e78fb4f
-def _eight_bits(image):
-    low, high = np.percentile(image, (.5, 99.5))
-    return np.clip(255*(image - low)/max(high - low, 1e-12), 0, 255).round().astype(np.uint8)
+def eight_bits(
+    image,  # (..., y, x)
+)->np.ndarray:  # uint8
+    "Each image stretched between its 0.5th and 99.5th percentile."
+    low, high = np.percentile(image, (.5, 99.5), (-2, -1), keepdims=True)
+    return np.clip(255*(np.asarray(image) - low)/np.maximum(high - low, 1e-12), 0, 255).round().astype(np.uint8)
 
 def _save(path, image, sampling):
-    if path.suffix == '.png': Image.fromarray(_eight_bits(image)).save(path)
+    if path.suffix == '.png': Image.fromarray(eight_bits(image)).save(path)
     else: tifffile.imwrite(path, image, resolution=(1e8/sampling,)*2, resolutionunit='CENTIMETER')
 
 # %% ../nbs/11_data.ipynb #6e78fc1f

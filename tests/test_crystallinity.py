@@ -131,8 +131,8 @@ def test_training_ends_when_patience_does(stores, tmp_path):
     assert len(log) < 30 and len(log) - 1 - log.valid_loss.argmin() == 2
 
 
-@pytest.mark.parametrize('arch', ['fine', 'spectrum', 'both'])
-def test_networks_for_fringes(arch):
+@pytest.mark.parametrize('arch', ['spectrum', 'both'])
+def test_networks_of_power_spectra(arch):
     net = build(arch, 3).eval()
     assert net(torch.randn(2, 1, 64, 64)).shape == (2, 3) and sum(p.numel() for p in net.parameters())*4 < 25e6
 
