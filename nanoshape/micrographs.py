@@ -199,7 +199,7 @@ def crystallinity(
     t[probability_columns(card['classes'])] = probs
     t['crystallinity_confidence'] = probs.max(1, initial=0)
     noise = noise_share(fields, card['sampling']/m.sampling)
-    why = _reasons(t.assign(confidence=t.crystallinity_confidence), m, card, t.film_focus_nm.to_numpy(float), noise)
+    why = _reasons(t.assign(confidence=t.crystallinity_confidence), m, card, t.film_focus_nm.iloc[0] if len(t) else np.nan, noise)
     answer = np.array(card['classes'])[probs.argmax(1)] if len(t) else np.array([], str)
     t['crystallinity_reason'] = _unsupported(why, answer, (t.spacings_nm != '').to_numpy(bool))
     t['crystallinity'] = np.where(t.crystallinity_reason == '', answer, UNKNOWN)
