@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'SETS', 'TWO', 'LOW', 'HIGH', 'FALSE', 'study_set', 'two_classes', 'both_scores', 'found_outlines',
-           'found_logits', 'crystals_shown', 'supported']
+           'found_logits', 'crystals_shown', 'spot_strengths', 'spot_floor']
 
 # %% ../nbs/22_crystallinity.ipynb #f0c77f23
 from collections.abc import Callable, Sequence
@@ -120,11 +120,19 @@ def crystals_shown(
     return dict(crystals=len(spots), shown=sum(s > 1 for s in spots), strongest=[round(s, 2) for s in spots])
 
 # %% ../nbs/22_crystallinity.ipynb #e3baa994
-def supported(
+def spot_strengths(
     store:Store,
     idx,  # sample numbers
-)->np.ndarray:  # bool (n,)
-    "Whether the frozen image's power spectrum shows a spot within the particle's true outline."
+)->np.ndarray:  # (n,), power of each one's strongest spot over the mean of noise; 0 where none stands out
+    "What the frozen images' power spectra show within the particles' true outlines."
     counts, ours = frozen_set(store, pairs(idx, 1)).numpy(), store.maps(idx) > 0
     found = (measure_lattice(Micrograph(image, store.sampling, ''), o.astype(int), store.recipe.element) for image, o in zip(counts, ours))
-    return np.array([bool(t.spacings_nm.item()) for t in found])
+    return np.array([t.fringe_snr.item() for t in found])
+
+def spot_floor(
+    store:Store,
+    idx,  # sample numbers, of which the amorphous ones count
+)->float:
+    "What all but one in a hundred amorphous particles stay below."
+    idx = np.asarray(idx)[(store.labels['class'].to_numpy() == CLASSES[0])[idx]]
+    return float(np.quantile(spot_strengths(store, idx), .99)) if len(idx) else 0.

@@ -187,7 +187,7 @@ def crystallinity(
     labels:np.ndarray,  # (y, x), of the particles
     table:pd.DataFrame,  # from `classify`
     model:nn.Module,
-    card:dict,  # of the model: as for `classify`, and `cut`, the width in pixels of what it sees
+    card:dict,  # of the model: as for `classify`, `cut`, the width in pixels of what it sees, and perhaps `spot_min`, what a spot must exceed
 )->pd.DataFrame:
     """The table with the columns `crystallinity`, its confidence and the reason for withholding it, and a probability per class. Raises
     `UserError` for an image narrower than the network's field."""
@@ -201,7 +201,7 @@ def crystallinity(
     noise = noise_share(fields, card['sampling']/m.sampling)
     why = _reasons(t.assign(confidence=t.crystallinity_confidence), m, card, t.film_focus_nm.iloc[0] if len(t) else np.nan, noise)
     answer = np.array(card['classes'])[probs.argmax(1)] if len(t) else np.array([], str)
-    t['crystallinity_reason'] = _unsupported(why, answer, (t.spacings_nm != '').to_numpy(bool))
+    t['crystallinity_reason'] = _unsupported(why, answer, (t.fringe_snr > card.get('spot_min', 0)).to_numpy(bool))
     t['crystallinity'] = np.where(t.crystallinity_reason == '', answer, UNKNOWN)
     return t
 

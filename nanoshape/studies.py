@@ -208,7 +208,7 @@ def predictions(
     probs = (image_logits(model, store, items, card['symmetries'], card.get('cut'))/card['temperature']).softmax(1).numpy()
     t = store.labels.iloc[items[:, 0]].reset_index(drop=True)
     out = pd.DataFrame(dict(sample=items[:, 0], image=items[:, 1], true=t['class'], answer=np.array(card['classes'])[probs.argmax(1)],
-                            size_nm=t['size']/NM, support_nm=t['support']/NM))
+                            size_nm=t['size']/NM, support_nm=t['support']/NM if 'support' in t else np.nan))
     for k in np.unique(items[:, 1]):
         m, rows = conditions(store.recipe, items[items[:, 1] == k, 0], image=int(k)), np.flatnonzero(items[:, 1] == k)
         out.loc[rows, 'defocus_nm'], out.loc[rows, 'dose'] = m.defocus.numpy().astype(float)/NM, m.dose.numpy().astype(float)
