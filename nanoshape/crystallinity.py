@@ -8,6 +8,7 @@ __all__ = ['CLASSES', 'SETS', 'TWO', 'LOW', 'HIGH', 'FALSE', 'study_set', 'two_c
 
 # %% ../nbs/22_crystallinity.ipynb #f0c77f23
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from .store import Joined, Store
 
 # %% ../nbs/22_crystallinity.ipynb #76f7838e
 CLASSES = KINDS['grains']
-SETS = {'Pattern': ('pattern',), 'SimulationC': ('carbon',), 'SimulationC+Si': ('carbon', 'silicon'), 'Poly': ('carbon', 'silicon', 'poly')}
+SETS = {'Pattern': ('pattern',), 'SimulationC': ('carbon',), 'SimulationC+Si': ('carbon', 'silicon'), 'Poly': ('carbon', 'silicon', 'poly'),
+        'silicon': ('silicon',)}  # the last is ours: what silicon alone teaches about carbon
 
 def study_set(
     stores:Sequence[Store],
@@ -32,6 +34,7 @@ def study_set(
 )->tuple[Joined,np.ndarray,np.ndarray,np.ndarray]:  # the stores as one; sample numbers of training, validation and test
     "Stores joined, each split 60 : 20 : 20 by structure in a way that does not depend on the others."
     whole = Joined(stores)
+    whole.recipe = replace(whole.recipe, classes=CLASSES)  # also where silicon alone knows two of them
     splits = [split_by_structure(s.labels, .2, .2, seed) for s in stores]
     return whole, *(np.concatenate([part + start for part, start in zip(parts, whole.start)]) for parts in zip(*splits))
 
