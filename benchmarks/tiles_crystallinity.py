@@ -23,7 +23,7 @@ def main():
     p.add_argument('--model', default=project_root()/'data/models/crystallinity.safetensors')
     p.add_argument('--folder', default=None)
     p.add_argument('--out', default=project_root()/'data/results/real_tiles_crystallinity.csv')
-    a, rows = p.parse_args(), []
+    a, rows, missed = p.parse_args(), [], 0
     folder = Path(a.folder or (shared_data() or Path())/'real/sintering')
     find, (model, card) = Detector(project_root()/'data/models/particles.safetensors'), load_model(a.model)
     shapes = load_model(project_root()/'data/models/shapes.safetensors')
@@ -31,17 +31,19 @@ def main():
         m = read(folder/f'train_image_{k}.png', sampling=.5886)
         labels = find(m)
         t = crystallinity(m, labels, classify(m, labels, *shapes), model, card)
-        t['listed'] = t.label.isin([labels[at] for at in LISTED.get(k, [])])
-        rows.append(t.assign(tile=k))
+        wanted = [int(labels[at]) for at in LISTED.get(k, [])]
+        missed += wanted.count(0) + len(wanted) - wanted.count(0) - len({w for w in wanted if w})
+        rows.append(t.assign(tile=k, listed=t.label.isin([w for w in wanted if w])))
     t, columns = pd.concat(rows), probability_columns(card['classes'])
     kept = ['tile', 'label', 'x_px', 'y_px', 'equivalent_diameter_nm', 'border', 'film_focus_nm', 'spacings_nm', 'fringe_snr', *columns,
             'crystallinity_confidence', 'crystallinity', 'crystallinity_reason', 'listed']
     t[kept].round(4).assign(**provenance()).to_csv(a.out, index=False)
-    plain, sure, answered = t.spacings_nm == '', t.crystallinity_confidence >= .8, t.crystallinity != 'undetermined'
+    plain, sure, answered = t.fringe_snr <= card.get('spot_min', 0), t.crystallinity_confidence >= .8, t.crystallinity != 'undetermined'
     called = t.crystallinity.isin(['monocrystalline', 'polycrystalline'])
     alone = np.array(card['classes'])[t[columns].to_numpy().argmax(1)] != 'amorphous'
-    print(f'listed: {(t.listed & called).sum()} of {t.listed.sum()} called crystalline, {(t.listed & alone).sum()} by the network alone')
-    print(f'without a spot: {plain.sum()}; the network is sure of {(plain & sure).sum()}, and {(plain & answered).sum()} are given an answer')
+    print(f'listed: {(t.listed & called).sum()} of {t.listed.sum()} found ones called crystalline, '
+          f'{(t.listed & alone).sum()} by the network alone; {missed} of the listed are not found, or not by themselves')
+    print(f'without a spot above the floor: {plain.sum()}; the network is sure of {(plain & sure).sum()}, {(plain & answered).sum()} get an answer')
     print(f'with spots: {(~plain).sum()}; {(~plain & called).sum()} called crystalline')
 
 

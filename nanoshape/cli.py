@@ -56,8 +56,11 @@ def _crystals(a):  # what tells how crystalline particles are, if there is a net
     from nanoshape.train import load_model
     kept = runs_folder().parent/'data/models/crystallinity.safetensors'
     if a.crystallinity == 'none' or a.crystallinity is None and not kept.is_file(): return None
-    model, card = load_model(a.crystallinity or kept)
-    if 'cut' not in card: raise UserError(f'{a.crystallinity} is no network for crystallinity (its card has no `cut`): name another')
+    file = Path(a.crystallinity or kept)
+    if not file.is_file(): raise UserError(f'there is no model {file}: name another with --crystallinity, or none')
+    model, card = load_model(file)
+    missing = [k for k in ('cut', 'temperature', 'threshold', 'feret_range_nm') if k not in card]
+    if missing: raise UserError(f'{file} is no network for crystallinity in micrographs (its card lacks {", ".join(missing)}): name another')
     return model, card
 
 def _read(a):  # the micrograph of the command line

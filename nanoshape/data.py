@@ -10,6 +10,7 @@ __all__ = ['CLIP', 'LOOSE', 'KEEP_IN_MEMORY', 'CARD', 'network_input', 'cut_out'
 
 # %% ../nbs/11_data.ipynb #54e4829c
 from base64 import b64encode
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 import hashlib, random
@@ -44,7 +45,7 @@ def network_input(
 
 # %% ../nbs/11_data.ipynb #ef141a57
 def cut_out(
-    image:torch.Tensor,  # (n, y, x), square, particles farther from the sides than they are wide
+    image:torch.Tensor,  # (n, y, x), square; no particle across a side
     outlines:torch.Tensor,  # bool (n, y, x)
     px:int,  # width of what is returned
 )->torch.Tensor:  # float32 (n, px, px), 0 outside of the outlines
@@ -241,7 +242,8 @@ class FrozenLoader(DataLoader):
     "fastai `DataLoader` over pairs of sample and image: the same images in each epoch, shifted and turned."
     def __init__(self, store, items, y, bs=32, cut=None, **kwargs):
         super().__init__(list(range(len(items))), bs=bs, **kwargs)
-        self.recipe, self.y, self.draws, self.seed = store.recipe, torch.as_tensor(y), 0, 0
+        self.recipe = replace(store.recipe, shift_nm=0.) if cut else store.recipe  # what is cut out stays in the middle
+        self.y, self.draws, self.seed = torch.as_tensor(y), 0, 0
         self.x = torch.cat([frozen_inputs(store, part, cut).half() for part in np.array_split(items, -(-len(items)//512))])
     def before_iter(self): next_epoch(self)
     def create_item(self, i): return i
@@ -279,7 +281,8 @@ def dataloaders(
     many = dict(bs=bs, shuffle=True, drop_last=len(train) > bs, device=device, cut=cut)
     dls = DataLoaders((FrozenLoader if frozen else WaveLoader)(store, train, y[samples], **many), DataLoader(fixed, bs=2*bs, device=device))
     dls.vocab = list(store.recipe.classes)
-    asked = f'{store.path.name} {fingerprint(store.recipe)} {train.tolist()} {valid.tolist()} {bs} {cut}'
+    prints = [fingerprint(part.recipe) for part, _, _ in store.parts(range(len(store)))]
+    asked = f'{prints} {train.tolist()} {valid.tolist()} {bs} {cut}'
     dls.about = hashlib.sha256(asked.encode()).hexdigest()[:12]
     return dls
 

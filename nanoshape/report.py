@@ -82,7 +82,8 @@ _PAGE = PAGE_HEAD + '''<h1>{{ name }}</h1><p>{{ summary }}</p>{% for n in notes 
 <h2>Particles</h2>
 <p>Also in particles.csv; their pixels are in {{ labels }}. Diameters in nm; p: calibrated probability of each shape; no reason: the answer stands;
 spacings and planes: of lattice fringes, where there are any; film_focus_nm: distance from focus by the film's Thon rings, where they show;
-noise_share: share of the variance around the particle that is white noise, of electrons and film.</p>
+noise_share: share of the variance around the particle that is white noise, of electrons and film. How crystalline a particle is has its own
+confidence, reason and probabilities (p_amorphous and the like), where that was asked.</p>
 <div class="wide"><table><tr>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>
 {% for r in rows %}<tr>{% for v in r %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></div>
 <h2>How this was made</h2><pre>{{ made }}</pre></html>'''

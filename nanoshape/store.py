@@ -345,11 +345,12 @@ def _rows(store, name, idx):  # samples of one array, (n, y, x)
 
 # %% ../nbs/10_store.ipynb #1449af48
 class Joined:
-    "Stores as one, with what `Store` has of `len`, `labels`, `sampling`, `recipe`, `waves`, `maps`, `parts`. Raises `UserError` for other pixels."
+    "Stores as one: `len`, `labels`, `sampling`, `recipe`, `waves`, `maps`, `parts` as in `Store`. `UserError` for other pixels or equal seeds."
     def __init__(self, stores:Sequence[Store]):
         first, self.stores = stores[0], list(stores)
         if any((s.sampling, s.gpts, s.recipe.kind) != (first.sampling, first.gpts, first.recipe.kind) for s in stores):
             raise UserError('stores of other pixels or other kinds of samples cannot be joined: simulate them on one grid')
+        if len({s.recipe.seed for s in stores}) < len(stores): raise UserError('two of the stores have the same seed: give each recipe its own')
         self.sampling, self.gpts, self.made_with, self.start = first.sampling, first.gpts, first.made_with, np.cumsum([0, *map(len, stores)])
         self.path, self.labels = Path('+'.join(s.path.name for s in stores)), self._labels()
         self.recipe = replace(first.recipe, name=' + '.join(s.recipe.name for s in stores), structures=len(self), views=1, weights=(),
@@ -361,6 +362,7 @@ class Joined:
     def __len__(self): return int(self.start[-1])
     def parts(self, idx):
         idx = np.asarray(idx, int)
+        if len(idx) and not 0 <= idx.min() <= idx.max() < len(self): raise IndexError(f'sample numbers from 0 to {len(self) - 1}')
         for s, low, high in zip(self.stores, self.start, self.start[1:]):
             if len(rows := np.flatnonzero((idx >= low) & (idx < high))): yield s, rows, idx[rows] - low
     def _rows(self, take, idx, dtype):

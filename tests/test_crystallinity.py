@@ -8,7 +8,8 @@ import torch
 from conftest import ROOT
 from nanoshape.cli import main
 from nanoshape.core import UserError, torch_rng
-from nanoshape.crystallinity import CLASSES, SETS, both_scores, crystals_shown, found_outlines, study_set, two_classes
+from nanoshape.crystallinity import (CLASSES, SETS, _intensities, both_scores, closed_shells, crystals_diffracting, found_outlines, study_set,
+                                     two_classes)
 from nanoshape.data import LOOSE, cut_out, dataloaders, distances, frozen_images, frozen_inputs, loosened, pairs
 from nanoshape.micrographs import classify, crystallinity
 from nanoshape.models import Spectrum, build
@@ -43,6 +44,10 @@ def test_joined_stores_are_their_parts(stores):
 def test_stores_of_other_pixels_are_not_joined(stores, tiny_store):
     with pytest.raises(UserError, match='one grid'):
         Joined([stores[0], tiny_store])
+    with pytest.raises(UserError, match='same seed'):
+        Joined([stores[0], stores[0]])
+    with pytest.raises(IndexError):
+        Joined(stores).waves([40])
 
 
 def test_what_one_set_trains_on_no_other_is_tested_on(stores):
@@ -145,17 +150,36 @@ def test_two_classes_add_up():
 CRYSTAL = dict(name='one', kind='grains', models=0., size_nm=3, support_nm=0, box_nm=6, out_gpts=112, defocus_nm=5)
 
 
-def test_one_crystal_shows_once_and_disorder_never():
-    for kind, most in (('monocrystalline', 1), ('polycrystalline', 3), ('amorphous', 0)):
-        found = [crystals_shown(make_recipe(**CRYSTAL, classes=[kind], dose=1e5), i) for i in range(4)]
-        assert all(f['shown'] <= f['crystals'] <= most for f in found)
-    many = [crystals_shown(make_recipe(**CRYSTAL, classes=['polycrystalline'], dose=d), i)['shown'] for d in (1e5, 100) for i in range(8)]
-    assert sum(many[:8]) > sum(many[8:]), 'more electrons show more crystals'
+def test_an_edge_on_crystal_diffracts_and_disorder_does_not():
+    recipe = lambda kind: make_recipe(**{**CRYSTAL, 'classes': [kind]})
+    found = {k: [crystals_diffracting(recipe(k), i) for i in range(12)] for k in CLASSES}
+    assert sum(f['diffracting'] for f in found['amorphous']) == 0 and max(f['diffracting'] for f in found['monocrystalline']) == 1
+    assert max(f['diffracting'] for f in found['polycrystalline']) >= 2
+    assert all(f['diffracting'] <= f['crystals'] == len(f['atoms']) for v in found.values() for f in v)
+
+
+def test_planes_edge_on_are_all_in_phase_and_tilted_ones_are_not():
+    """Sixteen atoms in four rows of {111} planes seen edge-on, and the same in random places."""
+    x, y = np.meshgrid(np.arange(4)*2.355, np.arange(4)*2.885)
+    g = np.array([[1/2.355, 0], [.5/2.355, .123]])
+    on, off = _intensities(np.stack([x.ravel(), y.ravel()], 1), g)
+    assert abs(on - 1) < 1e-9 and off < .1
+
+
+def test_closed_shell_models_are_not_tested_with(tmp_path):
+    """Copies of one structure in other orientations would be on both sides."""
+    recipe = load_recipe(ROOT/'data/recipes/crystallinity_carbon.yaml', structures=60, **{**SMALL, 'models': 1., 'box_nm': 4.5})
+    store = simulate(recipe, tmp_path/'s', workers=0)
+    shells = closed_shells(store)
+    assert np.array_equal(shells, (store.labels['class'] != 'amorphous') & (store.labels.duplicated(['n_atoms', 'size'], keep=False) | shells))
+    assert shells.sum() == (store.labels['class'] != 'amorphous').sum() - (store.labels.domains > 1).sum()
+    _, fit, valid, test = study_set([store])
+    assert shells[fit].any() and not shells[valid].any() and not shells[test].any()
 
 
 def test_patterns_are_not_taken_apart():
     with pytest.raises(UserError, match='recipe of grains'):
-        crystals_shown(load_recipe(ROOT/'data/recipes/crystallinity_pattern.yaml'), 0)
+        crystals_diffracting(load_recipe(ROOT/'data/recipes/crystallinity_pattern.yaml'), 0)
 
 
 def test_the_particle_in_the_middle_is_meant():
@@ -217,6 +241,7 @@ def test_the_command_line_takes_only_a_crystallinity_network(tmp_path, capsys):
     command = ['analyse', str(tmp_path/'m.tif'), '--pixel-size', '.06', '--detector', 'darkness', '--out', str(tmp_path/'out')]
     assert main([*command, '--crystallinity', str(ROOT/'data/models/shapes.safetensors')]) == 2
     assert 'no network for crystallinity' in capsys.readouterr().err and not (tmp_path/'out').exists()
+    assert main([*command, '--crystallinity', str(tmp_path/'none.safetensors')]) == 2 and 'with --crystallinity' in capsys.readouterr().err
     save_model(tmp_path/'c.safetensors', build('cnn4', 3), 'cnn4', CLASSES, .6, 96, temperature=1., threshold=.8, feret_range_nm=[1, 9], cut=64)
     assert main([*command, '--crystallinity', str(tmp_path/'c.safetensors')]) == 0
     assert 'Crystallinity:' in capsys.readouterr().out
