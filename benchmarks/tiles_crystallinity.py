@@ -39,7 +39,7 @@ def main():
             'crystallinity_confidence', 'crystallinity', 'crystallinity_reason', 'listed']
     t[kept].round(4).assign(**provenance()).to_csv(a.out, index=False)
     plain, sure, answered = t.fringe_snr <= card.get('spot_min', 0), t.crystallinity_confidence >= .8, t.crystallinity != 'undetermined'
-    called = t.crystallinity.isin(['monocrystalline', 'polycrystalline'])
+    called = t.crystallinity.isin(['monocrystalline', 'polycrystalline', 'crystalline'])
     alone = np.array(card['classes'])[t[columns].to_numpy().argmax(1)] != 'amorphous'
     print(f'listed: {(t.listed & called).sum()} of {t.listed.sum()} found ones called crystalline, '
           f'{(t.listed & alone).sum()} by the network alone; {missed} of the listed are not found, or not by themselves')

@@ -24,7 +24,7 @@ from .core import NM, provenance, whole_folder, write_json
 from .detection import Detector, looks_negative
 from .evaluate import score_text
 from .figures import PALETTE, UNDETERMINED, plot_confusion, plot_curves, rim, show_image, show_images, use_style
-from .micrographs import UNKNOWN, classify, crystallinity, particle_fields, probability_columns
+from .micrographs import CRYSTALLINE, UNKNOWN, classify, crystallinity, particle_fields, probability_columns
 from .reading import Micrograph
 from .train import card_settings
 
@@ -207,7 +207,7 @@ def _focus(m, table):  # if the film tells it
     return [f"The film's Thon rings are those of an image {known.iloc[0]:.0f} nm from focus (at {volts} with Cs corrected)."] if len(known) else []
 
 def _crystal_picture(m, labels, table, card):
-    fig = overlay(m, labels, table, card['classes'], answer='crystallinity').figure
+    fig = overlay(m, labels, table, [*card['classes'], CRYSTALLINE], answer='crystallinity').figure
     return dict(src=picture(fig), title='How crystalline', alt='micrograph with particles outlined by crystallinity',
                 text='Outline colour: crystallinity; white: undetermined. An answer needs fringes in the particle\'s own power spectrum; what shows '
                      'none may be amorphous, or a crystal tilted off its axes, and stays undetermined.')

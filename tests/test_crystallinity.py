@@ -213,6 +213,7 @@ def discs(fringes):
 
 @pytest.mark.parametrize('answer, fringed, plain', [
     ([0., 9., 0.], 'monocrystalline', 'no fringes that support it'), ([0., 0., 9.], 'polycrystalline', 'no fringes that support it'),
+    ([0., 2., 2.], 'crystalline', 'no fringes that support it'),
     ([9., 0., 0.], 'called amorphous, but shows fringes', 'no fringes: amorphous, or tilted'), ([1., 1., 1.], 'low confidence', 'low confidence')])
 def test_an_answer_needs_support(answer, fringed, plain):
     m, labels = discs(True)
