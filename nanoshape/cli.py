@@ -44,6 +44,7 @@ def _default_out(a):  # a folder under runs/ that bears the name of what is anal
     name = path.name if path.is_dir() else path.stem
     return runs_folder()/(name + (f'_{a.frame}' if a.frame is not None else ''))
 
+# %% ../nbs/24_cli.ipynb #7c2d5b1c
 def _options(a):  # how files are read
     return dict(sampling=None if a.pixel_size is None else a.pixel_size*NM, frame=a.frame, inverted=True if a.inverted else None)
 
@@ -52,6 +53,7 @@ def _detector(a):  # what finds particles
     kept = runs_folder().parent/'data/models/particles.safetensors'
     return Detector(None if a.detector == 'darkness' else a.detector or (kept if kept.is_file() else None))
 
+# %% ../nbs/24_cli.ipynb #53c36dc3
 def _crystals(a):  # what tells how crystalline particles are, if there is a network for it
     from nanoshape.train import load_model
     kept = runs_folder().parent/'data/models/crystallinity.safetensors'

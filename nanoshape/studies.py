@@ -54,6 +54,7 @@ def feret_range_nm(
     f, atom = store.labels.feret_max.iloc[idx], lattice_constant(store.recipe.element)/2**.5
     return [round((v + atom)/NM, 3) for v in (f.min(), f.max())]
 
+# %% ../nbs/21_studies.ipynb #aa8bc936
 def fringe_floor(
     store:Store,
     idx,  # sample numbers
@@ -85,6 +86,7 @@ def image_logits(
     parts = np.array_split(items, -(-len(items)//512))
     return torch.cat([logits(model, frozen_inputs(store, part, cut), symmetries=symmetries) for part in parts])
 
+# %% ../nbs/21_studies.ipynb #b2ffac24
 def _scored(model, store, items, symmetries, cut=None):  # logits and classes of frozen images
     return image_logits(model, store, items, symmetries, cut), class_index(store.labels, store.recipe.classes)[items[:, 0]]
 
