@@ -56,9 +56,11 @@ def test_analyse_writes_a_whole_report(picture, run, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['report'], 'something was left behind'
     t = pd.read_csv(out/'particles.csv')
     assert len(t) == 2 and {'x_nm', 'y_nm', 'equivalent_diameter_nm', 'feret_max_nm', 'feret_min_nm', 'p_cube', 'p_icosahedron', 'shape'} <= set(t)
-    assert np.allclose(t[[c for c in t if c.startswith('p_')]].sum(1), 1, atol=1e-5)
+    probabilities = [c for c in t if c.startswith('p_')]
+    crystals = ['p_amorphous', 'p_monocrystalline', 'p_polycrystalline']
+    assert probabilities[-3:] == crystals and all(np.allclose(t[v].sum(1), 1, atol=1e-5) for v in (probabilities[:-3], crystals))
     page = (out/'report.html').read_text()
-    assert page.count('data:image/png;base64,') == 4 and not re.search(r'(?:src|href)="(?!data:)', page), 'the page is not self-contained'
+    assert page.count('data:image/png;base64,') == 5 and 'How crystalline' in page and not re.search(r'(?:src|href)="(?!data:)', page), 'the page is not self-contained'
     assert '<b>discs' not in page and 'simulated images only' in page
     assert str(out) in done.stdout
     assert nanoshape(*args).returncode == 0, 'a second run replaces the first'
