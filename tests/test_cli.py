@@ -60,7 +60,8 @@ def test_analyse_writes_a_whole_report(picture, run, tmp_path):
     crystals = ['p_amorphous', 'p_monocrystalline', 'p_polycrystalline']
     assert probabilities[-3:] == crystals and all(np.allclose(t[v].sum(1), 1, atol=1e-5) for v in (probabilities[:-3], crystals))
     page = (out/'report.html').read_text()
-    assert page.count('data:image/png;base64,') == 5 and 'How crystalline' in page and not re.search(r'(?:src|href)="(?!data:)', page), 'the page is not self-contained'
+    assert page.count('data:image/png;base64,') == 5 and 'How crystalline' in page
+    assert not re.search(r'(?:src|href)="(?!data:)', page), 'the page is not self-contained'
     assert '<b>discs' not in page and 'simulated images only' in page
     assert str(out) in done.stdout
     assert nanoshape(*args).returncode == 0, 'a second run replaces the first'
