@@ -37,7 +37,7 @@ def times(folder):
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()}
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=120):
     end = time.time() + seconds
     while not condition():
         assert time.time() < end
