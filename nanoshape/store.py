@@ -303,17 +303,18 @@ class Store:
         if self.recipe.kind not in MAPS: raise UserError(f'{self.recipe.kind} have no truth maps; {" and ".join(MAPS)} have')
         return _rows(self, 'maps', idx)
 
-    def parts(self,
-        idx,  # sample numbers
-    )->Iterator[tuple['Store',np.ndarray,np.ndarray]]:  # the store, places in `idx`, sample numbers there
-        "Where the samples are: all in this store; those of `Joined` stores in several."
-        yield self, np.arange(len(idx)), np.asarray(idx, int)
-
 # %% ../nbs/10_store.ipynb #9744d15a
 @patch(as_prop=True)
 def made_here(self:Store)->bool:
     "Whether the engine that made it is the one that is here."
     return self.made_with.get('engine') == _engine()['engine']
+
+@patch
+def parts(self:Store,
+    idx,  # sample numbers
+)->Iterator[tuple[Store,np.ndarray,np.ndarray]]:  # the store, places in `idx`, sample numbers there
+    "Where the samples are: all in this store; those of `Joined` stores in several."
+    yield self, np.arange(len(idx)), np.asarray(idx, int)
 
 @patch
 def imaged(self:Store,
