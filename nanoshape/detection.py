@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BLUR', 'TWO_POPULATIONS', 'CHANNELS', 'CORE', 'WIDTH', 'TILE', 'HALO', 'SLIVER', 'HOLE', 'OUTLINE', 'COARSE', 'RIGHT',
            'blurred', 'segment', 'looks_negative', 'targets', 'FieldLoader', 'field_loaders', 'mask_loss', 'pixel_iou',
-           'probabilities', 'separated', 'find_particles', 'surroundings', 'at_half_darkness', 'Detector', 'compare',
-           'detection_score']
+           'in_tiles', 'probabilities', 'separated', 'find_particles', 'surroundings', 'at_half_darkness', 'Detector',
+           'compare', 'detection_score']
 
 # %% ../nbs/16_detection.ipynb #a4e0a62c
 from collections.abc import Iterable, Sequence
@@ -19,6 +19,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from scipy import ndimage
+from scipy.special import expit
 from skimage import filters, measure, morphology, segmentation, transform
 from torch import nn
 from torch.nn import functional as F
@@ -143,24 +144,31 @@ def pixel_iou(scores, goal):
 TILE, HALO = 512, 64  # pixels of a tile, and how far the network sees beyond it
 
 @torch.no_grad()
+def in_tiles(
+    image:np.ndarray,  # (y, x), network input
+    model:nn.Module,  # (n, 1, y, x) → (n, c, y, x), sides in multiples of 32
+)->np.ndarray:  # float32 (c, y, x)
+    "The network's scores for each pixel of an image of any size."
+    device, out = next(model.parameters()).device, None
+    tile = [min(TILE, -(-n//32)*32) for n in image.shape]
+    padded = np.pad(image, [(HALO, HALO + -n % t) for n, t in zip(image.shape, tile)], mode='symmetric')
+    for y in range(0, image.shape[0], tile[0]):
+        for x in range(0, image.shape[1], tile[1]):
+            part = torch.from_numpy(padded[None, None, y:y + tile[0] + 2*HALO, x:x + tile[1] + 2*HALO])
+            s = model(part.to(device, memory_format=torch.channels_last)).float()[0, :, HALO:-HALO, HALO:-HALO].cpu().numpy()
+            out = np.empty((len(s), *image.shape), np.float32) if out is None else out
+            to = out[:, y:y + tile[0], x:x + tile[1]]
+            to[:] = s[:, :to.shape[1], :to.shape[2]]
+    return out
+
 def probabilities(
     m:Micrograph,
     model:nn.Module,
     card:dict,  # of the model: sampling
 )->np.ndarray:  # float32 (2, y, x), at the network's pixel size
     "What the network thinks of each pixel."
-    device = next(model.parameters()).device
     image = network_input(torch.from_numpy(resampled(m.image, m.sampling, card['sampling']))[None])[0, 0].numpy()
-    out = np.empty((len(CHANNELS), *image.shape), np.float32)
-    tile = [min(TILE, -(-n//32)*32) for n in image.shape]
-    padded = np.pad(image, [(HALO, HALO + -n % t) for n, t in zip(image.shape, tile)], mode='symmetric')
-    for y in range(0, image.shape[0], tile[0]):
-        for x in range(0, image.shape[1], tile[1]):
-            part = torch.from_numpy(padded[None, None, y:y + tile[0] + 2*HALO, x:x + tile[1] + 2*HALO])
-            p = model(part.to(device, memory_format=torch.channels_last)).float().sigmoid()[0, :, HALO:-HALO, HALO:-HALO].cpu().numpy()
-            to = out[:, y:y + tile[0], x:x + tile[1]]
-            to[:] = p[:, :to.shape[1], :to.shape[2]]
-    return out
+    return expit(in_tiles(image, model))
 
 # %% ../nbs/16_detection.ipynb #eef7362d
 SLIVER, HOLE = 8., 4.  # Å, equivalent diameters: smaller is no particle, and no gap between some
