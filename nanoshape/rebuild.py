@@ -213,7 +213,8 @@ def summarise_heights(m:Micrograph, columns:pd.DataFrame, fit:LatticeFit)->str:
 
 # %% ../nbs/24_rebuild.ipynb #17e89454
 CAUTION = ('The network has seen simulated images only: perfect optics but for the aberrations of its recipe, every electron counted, none lost. '
-           'Inelastic scattering, an objective aperture or an amorphous film change the contrast that it counts atoms by.')
+           'Inelastic scattering, an objective aperture or an amorphous film change the contrast that it counts atoms by, and a picture whose grey '
+           'values were stretched for display has lost it.')
 
 def _pictures(m, columns, atoms):
     return [dict(src=picture(show_columns(m, columns).figure), title='Columns', alt='micrograph with a number on each column',

@@ -1,0 +1,350 @@
+"""Column heights: images with maps, losses, reading, scores, the best reader, the lattice, the model of atoms, movies, and the command."""
+
+import ase.io
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from conftest import ROOT
+from nanoshape.cli import main
+from nanoshape.columns import column_crystal, column_table, zone
+from nanoshape.core import UserError, rng, torch_rng
+from nanoshape.data import CONTRAST, relative_input
+from nanoshape.detection import in_tiles
+from nanoshape.heights import (ClassLoss, HeightLoss, best_reader, class_scores, class_weights, column_answers, frozen_pixels, height_classes,
+                               height_loaders, heights_score, likeliest, matched, over_discs, pixel_scores, read_columns, smoothed, train_heights,
+                               true_columns, with_height, with_room)
+from nanoshape.microscope import intensity
+from nanoshape.multislice import exit_waves
+from nanoshape.rebuild import check_columns, fit_lattice, flicker, image_columns, movie, rebuilt, steps, with_neighbours, write_heights
+from nanoshape.reading import Micrograph
+from nanoshape.recipes import conditions, load_recipe, make_recipe, sample
+from nanoshape.store import Joined, simulate
+from nanoshape.train import load_model, save_model
+
+CLASSES = 12
+
+
+@pytest.fixture(scope='module')
+def recipe():
+    return load_recipe(ROOT/'data/recipes/ceria_heights.yaml', structures=20, gpts=128, out_gpts=96, box_nm=4, size_nm=2.5, dose=1000)
+
+
+@pytest.fixture(scope='module')
+def store(recipe, tmp_path_factory):
+    return simulate(recipe, tmp_path_factory.mktemp('columns')/'store', workers=0)
+
+
+class Oracle(nn.Module):
+    """Stands in for a network: says one map's heights, whatever it sees, surely."""
+    def __init__(self, heights, sure=20.):
+        super().__init__()
+        self.sure = nn.Parameter(torch.tensor(sure))
+        self.register_buffer('scores', F.one_hot(torch.as_tensor(heights.astype(np.int64)), CLASSES).movedim(-1, 0).float()[None])
+    def forward(self, x):
+        pad = [(n - m)//2 for n, m in zip(x.shape[-2:], self.scores.shape[-2:])]
+        most = F.pad(self.scores - self.scores[:, :1]*0, [pad[1], x.shape[-1] - self.scores.shape[-1] - pad[1],
+                                                          pad[0], x.shape[-2] - self.scores.shape[-2] - pad[0]])
+        return self.sure*most.expand(len(x), -1, -1, -1)
+
+
+def test_image_and_map_move_together(store):
+    """Dark columns stay under the map's discs, whichever way a batch is turned."""
+    sharp = store.imaged(dose=1e7, defocus_nm=6.)
+    x, y = height_loaders(sharp, range(16), range(16, 20), bs=16).train.one_batch()
+    still, truth = frozen_pixels(sharp, range(16))
+    inside, before = [np.mean([im[m > 0].mean() - im[m == 0].mean() for im, m in zip(a[:, 0], b)]) for a, b in ((x, y), (still, truth))]
+    assert abs(inside) > .3 and abs(inside - before) < .1*abs(before)
+    assert sorted(y.flatten(1).sum(1).tolist()) == sorted(truth.flatten(1).sum(1).tolist())
+
+
+def test_fresh_images_depend_on_epoch_and_sample_alone(store):
+    draw = lambda: height_loaders(store, range(8), [9], bs=8).train
+    (a, b), c = (draw().one_batch()[0] for _ in range(2)), draw()
+    c.one_batch()
+    assert torch.equal(a, b) and not torch.equal(a, c.one_batch()[0])
+
+
+def test_clean_goals_have_no_noise(store):
+    x, y = frozen_pixels(store.imaged(dose=100), range(3), 'clean')
+    _, z = frozen_pixels(store.imaged(dose=9000), range(3), 'clean')
+    assert torch.allclose(y, z) and y.shape == x.shape and (x - y).std() > 3*(z - y).std()
+
+
+def test_a_joined_store_keeps_its_parts_seeds(recipe, store, tmp_path):
+    other = simulate(load_recipe(ROOT/'data/recipes/ceria_heights_tilted.yaml', **{k: getattr(recipe, k) for k in ('gpts', 'out_gpts', 'box_nm',
+                     'size_nm', 'dose')}, structures=6), tmp_path/'t', 0)
+    both = Joined([store, other])
+    x, y = frozen_pixels(both, [21, 3])
+    assert torch.equal(x[1], frozen_pixels(store, [3])[0][0]) and torch.equal(x[0], frozen_pixels(other, [1])[0][0])
+    assert np.array_equal(y[0], other.maps([1])[0])
+
+
+def test_relative_input_keeps_the_contrast():
+    image = 1 + .1*torch.randn(1, 32, 32)
+    assert torch.allclose(relative_input(image), relative_input(37*image), atol=1e-5)
+    assert relative_input(image).std().item() == pytest.approx(.1*CONTRAST, rel=.1)
+
+
+def test_weights_and_smoothing():
+    maps = np.zeros((2, 20, 20), int)
+    maps[:, :2] = 5
+    assert class_weights(maps, CLASSES)[[0, 5, 7]].tolist() == [1, 3, 3] and class_weights(maps, CLASSES, 0).tolist() == [1]*CLASSES
+    goal = F.one_hot(torch.as_tensor(maps), CLASSES).movedim(-1, 1).float()
+    soft = smoothed(goal, 1.)
+    assert torch.allclose(soft.sum(1), torch.ones(2, 20, 20), atol=1e-5) and 0 < soft[0, 5, 2, 9] < .5 and torch.equal(smoothed(goal, 0), goal)
+
+
+def test_losses_are_least_at_the_truth():
+    y = torch.randint(CLASSES, (2, 16, 16), generator=torch_rng(0))
+    sure, w = 30*F.one_hot(y, CLASSES).movedim(-1, 1).float(), torch.ones(CLASSES)
+    assert ClassLoss(w)(sure, y) < 1e-6 < ClassLoss(w)(sure.roll(1, 1), y)
+    assert HeightLoss(w)(y[:, None].float(), y) == 0 < HeightLoss(w)(y[:, None] + 1., y)
+
+
+def test_a_regression_becomes_classes():
+    s = class_scores(torch.full((1, 1, 4, 4), 6.2), CLASSES)
+    assert s.shape == (1, CLASSES, 4, 4) and (s.argmax(1) == 6).all()
+    p = (s/.5**2).softmax(1)[0, :, 0, 0]
+    assert float((p*torch.arange(CLASSES)).sum()) == pytest.approx(6.2, abs=.05)
+
+
+@pytest.mark.parametrize('symmetries', [1, 8])
+def test_scores_are_turned_back(symmetries):
+    class Same(nn.Module):
+        def __init__(self): super().__init__(); self.one = nn.Parameter(torch.ones(1))
+        def forward(self, x): return torch.cat([x, -x], 1)*self.one
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.allclose(pixel_scores(Same(), x, 2, symmetries), torch.cat([x, -x], 1), atol=1e-6)
+
+
+def test_an_oracle_scores_full_marks(store):
+    for i in range(3):
+        card = dict(classes=height_classes(store.recipe), temperature=1., symmetries=1)
+        s = heights_score(*column_answers(Oracle(store.maps([i])[0]), card, store, [i]))
+        assert s['accuracy'] > .97 and s['true_atoms'] == 1 and s['false_atoms'] == 0 and s['pixels'] == 1, s
+
+
+def test_an_empty_answer_scores_nothing(store):
+    card = dict(classes=height_classes(store.recipe), temperature=1., symmetries=1)
+    s = heights_score(*column_answers(Oracle(0*store.maps([0])[0]), card, store, [0]))
+    assert s['accuracy'] == s['within_one'] == s['true_atoms'] == 0 and s['false_atoms'] == 1
+
+
+def test_columns_are_read_where_they_are(store, recipe):
+    scene, _ = sample(recipe, 2)
+    t = column_table(scene[scene.arrays['column'] >= 0])
+    metal = t[t['element'] == 58]
+    scores = over_discs(20*F.one_hot(torch.as_tensor(store.maps([2])[0].astype(np.int64)), CLASSES).movedim(-1, 0).float()[None], store.sampling)[0]
+    found = read_columns(scores, store.sampling)
+    assert len(found) == len(metal)
+    far = np.linalg.norm(found[['x', 'y']].to_numpy()[:, None] - np.column_stack([metal['x'], metal['y']]), axis=-1)
+    assert far.min(1).max() < store.sampling and (found.height.to_numpy() == metal['count'][far.argmin(1)]).all()
+    assert np.allclose(found.filter(like='p_').sum(1), 1) and (found.sd < .1).all()
+
+
+def test_matches_are_one_to_one():
+    true = pd.DataFrame(dict(x=[0., 5.], y=[0., 0.]))
+    assert matched(pd.DataFrame(dict(x=[.2, .4, 9.], y=[0., 0., 0.])), true) == 1 and matched(true, true) == 2
+    assert matched(true[:0], true) == 0
+
+
+def test_a_column_is_made_higher_and_lower(recipe):
+    scene = with_room(sample(recipe, 0)[0], 12, 2)
+    t = column_table(scene[scene.arrays['column'] >= 0])
+    c = t[t['element'] == 58][3]
+    up = [0, 0, -zone('CeO2', '110').repeat[2]]
+    for height in (c['count'] - 2, c['count'] + 2):
+        new = with_height(scene, c['column'], height, up)
+        z = np.sort(new.positions[new.arrays['column'] == c['column'], 2])
+        exit_side = scene.positions[scene.arrays['column'] == c['column'], 2].max()
+        assert len(z) == height and z.max() == pytest.approx(exit_side) and len(new) == len(scene) + height - c['count']
+
+
+def test_more_vacuum_before_the_crystal_changes_nothing(recipe):
+    scene, _ = sample(recipe, 1)
+    waves = exit_waves([scene, with_room(scene, 7, 2)], 128, 300e3, 2.)
+    a, b = intensity(waves, conditions(recipe, [1]), recipe.box_nm*10/128)
+    assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_the_likeliest_is_drawn_as_often_as_theory_says():
+    """One pixel, two rates: the likelihood ratio's threshold on Poisson counts is known."""
+    from scipy.stats import poisson
+    a, b = 8., 13.
+    edge = (b - a)/np.log(b/a)
+    said = likeliest(torch.tensor([[a], [b]], dtype=torch.float64), 0, 20000, torch_rng(1))
+    assert (said == 0).mean() == pytest.approx(poisson.cdf(np.floor(edge), a), abs=.01)
+
+
+def test_the_best_reader_needs_counts(recipe):
+    t = best_reader(recipe, 0, 2, [30, 30000], 40).groupby('dose').right.mean()
+    assert t[30] < .8 and t[30000] > .99
+    with pytest.raises(UserError, match='tilt_deg'):
+        best_reader(load_recipe(ROOT/'data/recipes/ceria_heights_tilted.yaml'), 0, 1, [100])
+
+
+def test_a_stopped_training_goes_on(store, tmp_path):
+    whole = train_heights(store, range(8), [10, 11], tmp_path/'a', steps=4, bs=4)
+    assert len(pd.read_csv(tmp_path/'a/log.csv')) == 2 and not (tmp_path/'a/state.pt').exists()
+    again = train_heights(store, range(8), [10, 11], tmp_path/'b', steps=4, bs=4)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+
+
+def test_heads_and_a_denoiser_in_front(store, tmp_path):
+    denoiser = train_heights(store, range(8), [10], tmp_path/'d', 'denoiser', steps=2, bs=4)
+    behind = train_heights(store, range(8), [10], tmp_path/'s', steps=2, bs=4, before=denoiser)
+    regression = train_heights(store, range(8), [10], tmp_path/'r', 'regression', steps=2, bs=4)
+    x, _ = frozen_pixels(store, [12])
+    assert denoiser(x).shape == x.shape and behind(x).shape == (1, CLASSES, 96, 96) and regression(x).shape == x.shape
+    assert pixel_scores(regression, x, CLASSES).shape == (1, CLASSES, 96, 96)
+    with pytest.raises(UserError, match='no head'):
+        train_heights(store, range(8), [10], tmp_path/'x', 'tail')
+    with pytest.raises(UserError, match='two sides'):
+        train_heights(store, range(8), [3], tmp_path/'x')
+
+
+def test_other_recipes_have_no_heights(tiny):
+    with pytest.raises(UserError, match='columns'):
+        height_classes(tiny)
+    assert height_classes(make_recipe(name='x', kind='columns', heights=[2, 4]))[-1] == '4'
+
+
+def places(size=30, material='CeO2', turn=.4, noise=.1, seed=0):
+    t = column_table(column_crystal(size, rng(seed), material))
+    t = t[t['element'] == t['element'].max()]
+    c, s = np.cos(turn), np.sin(turn)
+    xy = np.column_stack([t['x'], t['y']])@np.array([[c, s], [-s, c]]) + 30 + rng(seed, 'noise').normal(0, noise, (len(t), 2))
+    return xy, t['count']
+
+
+@pytest.mark.parametrize('turn', np.linspace(0, np.pi, 9))
+@pytest.mark.parametrize('material', ['CeO2', 'Au'])
+def test_the_lattice_is_found_at_any_turn(material, turn):
+    fit = fit_lattice(places(material=material, turn=turn)[0], material)
+    assert fit.on.all() and fit.scale == pytest.approx(1, abs=.01) and len(set(map(tuple, fit.sites))) == len(fit.sites)
+    check_columns(fit)
+
+
+def test_wrong_materials_axes_and_noise_are_refused():
+    with pytest.raises(UserError, match='times as far apart'):
+        check_columns(fit_lattice(places(material='Au')[0], 'CeO2'))
+    with pytest.raises(UserError, match='fewer than'):
+        check_columns(fit_lattice(places()[0][:8]))
+    square = np.stack(np.meshgrid(np.arange(0, 30, 2.9), np.arange(0, 30, 2.9)), -1).reshape(-1, 2)
+    for wrong in (rng(0).uniform(0, 40, (100, 2)), square):
+        with pytest.raises(UserError, match='lattice|apart'):
+            check_columns(fit_lattice(wrong, 'CeO2'))
+    with pytest.raises(UserError, match='too few'):
+        fit_lattice(places()[0][:3])
+
+
+@pytest.mark.parametrize('material', ['CeO2', 'Au'])
+def test_a_model_is_the_crystal_it_was_read_from(material):
+    xy, count = places(material=material, noise=.05)
+    model = rebuilt(pd.DataFrame(dict(x=xy[:, 0], y=xy[:, 1], height=count)), fit_lattice(xy, material))
+    assert model.arrays['measured'].sum() == count.sum()
+    apart = model.get_all_distances()[np.triu_indices(len(model), 1)].min()
+    assert apart > (2.1 if material == 'CeO2' else 2.6)
+    metal = model[model.arrays['measured']]
+    second = np.sort(metal.get_all_distances(), 1)[:, 1:13]
+    assert np.median(second) == pytest.approx(5.411/2**.5 if material == 'CeO2' else 4.078/2**.5, rel=.02), 'fcc neighbours'
+    assert set(model.symbols) == ({'Ce', 'O'} if material == 'CeO2' else {'Au'})
+
+
+def test_neighbouring_frames_only_help_what_stays():
+    p = np.full((5, 1, 3), 1/3)
+    p[0] = [.98, .01, .01]
+    assert (with_neighbours(p)[:, 0].argmax(-1) == 0).all()
+    sure = np.eye(3)[[0, 0, 2, 2, 2]][:, None]
+    assert (with_neighbours(sure)[:, 0].argmax(-1) == [0, 0, 2, 2, 2]).all() and flicker(sure.argmax(-1)) == .25
+    assert np.allclose(with_neighbours(p).sum(-1), 1)
+
+
+def test_forward_and_backward_are_the_sum_over_all_paths():
+    from itertools import product
+    g, stay = rng(3, 'paths'), .8
+    p = g.dirichlet(np.ones(3), (4, 1))
+    want = np.zeros((4, 3))
+    for path in product(range(3), repeat=4):
+        weight = np.prod([p[f, 0, k] for f, k in enumerate(path)])*np.prod([stay if a == b else (1 - stay)/2 for a, b in zip(path, path[1:])])
+        for f, k in enumerate(path):
+            want[f, k] += weight
+    assert np.allclose(with_neighbours(p, stay)[:, 0], want/want.sum(1, keepdims=True))
+
+
+def test_a_step_is_dated():
+    p = np.full((10, 2, 4), .05)
+    p[:6, 0, 3], p[6:, 0, 2], p[:, 1, 1] = .85, .85, .85
+    t = steps(p)
+    assert t.loc[0, ['frame', 'before', 'after']].tolist() == [6, 4, 3] and t.gain[0] > 8 and t.gain[1] < 1e-6
+
+
+def test_a_movie_changes_once(recipe):
+    counts, maps = movie(recipe, 0, 4, 2, 1e8)
+    off = [np.abs(a - b).mean() for a, b in zip(counts, counts[1:])]
+    assert counts.shape == (4, 96, 96) and off[1] > 2*max(off[0], off[2]) and 0 < (maps[0] != maps[1]).mean()
+    _, grown = movie(recipe, 0, 2, 1, 1e3, change=1)
+    assert grown[1].sum() > grown[0].sum()
+
+
+@pytest.fixture(scope='module')
+def image(store, recipe):
+    """An image with its oracle, as a micrograph."""
+    x, y = frozen_pixels(store, [4])
+    m = Micrograph((x[0, 0].numpy()/CONTRAST + 1)*100, store.sampling, 'crystal')
+    card = dict(classes=height_classes(recipe), temperature=1., symmetries=1, sampling=store.sampling, material='CeO2', zone='110')
+    return m, Oracle(y[0].numpy()), card
+
+
+def test_tiles_give_what_one_pass_gives(image):
+    m, net, _ = image
+    assert in_tiles(m.image.astype(np.float32), net).shape == (CLASSES, 96, 96)
+
+
+def test_a_users_image_becomes_a_table_and_atoms(image, tmp_path):
+    m, net, card = image
+    text = write_heights(m, net, card, tmp_path/'out')
+    table, atoms = pd.read_csv(tmp_path/'out/columns.csv'), ase.io.read(tmp_path/'out/model.xyz')
+    true = true_columns(net.scores[0].argmax(0).numpy(), m.sampling)
+    assert len(table) == len(true) and f'{len(true)} columns of CeO2' in text and atoms.arrays['measured'].sum() == table.height[table.on_lattice].sum()
+    page = (tmp_path/'out/report.html').read_text()
+    assert 'counts' in page and '<h2>Columns</h2>' in page and 'atoms in three dimensions' in page
+
+
+def test_what_cannot_be_read_is_refused(image, tmp_path):
+    m, net, card = image
+    with pytest.raises(UserError, match='too coarse'):
+        image_columns(Micrograph(m.image, 2*m.sampling, 'coarse'), net, card)
+    with pytest.raises(UserError, match='0 columns'):
+        image_columns(m, Oracle(0*net.scores[0, 0].numpy()), card)
+    with pytest.raises(UserError, match='lattice|apart'):
+        image_columns(m, net, card | dict(material='Au'))
+    with pytest.raises(UserError):
+        write_heights(m, Oracle(0*net.scores[0, 0].numpy()), card, tmp_path/'none')
+    assert not (tmp_path/'none').exists()
+
+
+def test_the_command_refuses_in_one_sentence(tmp_path, capsys, tiny):
+    tifffile.imwrite(tmp_path/'a.tif', np.random.default_rng(0).poisson(50, (256, 256)).astype(np.uint16))
+    assert main(['heights', str(tmp_path/'a.tif'), '--material', 'Pt', '--pixel-size', '.04', '--out', str(tmp_path/'o')]) == 2
+    assert 'no network for columns of Pt' in capsys.readouterr().err and not (tmp_path/'o').exists()
+    from nanoshape.models import build
+    save_model(tmp_path/'net.safetensors', build('cnn4', 2), 'cnn4', ['a', 'b'], 1., 64)
+    assert main(['heights', str(tmp_path/'a.tif'), '--model', str(tmp_path/'net.safetensors'), '--out', str(tmp_path/'o')]) == 2
+    assert 'no network for heights' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (ROOT/'data/models/heights_CeO2.safetensors').is_file(), reason='no network for ceria is kept here yet')
+def test_the_kept_network_reads_new_crystals_and_refuses_noise(tmp_path):
+    net, card = load_model(ROOT/'data/models/heights_CeO2.safetensors')
+    fresh = simulate(load_recipe(ROOT/'data/recipes/ceria_heights.yaml', structures=4, seed=77, dose=3000), tmp_path/'s', 0)
+    s = heights_score(*column_answers(net, card, fresh, range(4)))
+    assert s['accuracy'] > .8 and s['false_atoms'] < .05
+    noise = Micrograph(np.random.default_rng(0).poisson(100, (256, 256)).astype(np.float32), fresh.sampling, 'noise')
+    with pytest.raises(UserError, match='noise'):
+        image_columns(noise, net, card)
