@@ -1,6 +1,7 @@
 # make demo        set up and run the main job; IMAGE=micrograph.dm4 PIXEL_SIZE=0.0586 (nm per pixel) reads your own
 # make test        set up and run the tests
 # make notebooks   run the library notebooks and keep their outputs (after editing: make export)
+# make docs        the notebooks, a reference and a search as web pages in docs/site/index.html (two minutes)
 # make export      write nanoshape/ from the notebooks and clean them
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.nanoshape-installed
 NOTEBOOKS ?= nbs/*.ipynb nbs/figures/*.ipynb
 
-.PHONY: demo test notebooks export clean
+.PHONY: demo test docs notebooks export clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -16,6 +17,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+docs: $(READY)
+	PYTHONWARNINGS=ignore $(BIN)/python docs/build.py
 
 # the environment is made once, and again only when what it is made from changes
 $(READY): constraints.txt settings.ini setup.py pyproject.toml
@@ -34,4 +38,4 @@ notebooks: export
 	$(BIN)/nbdev_clean
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/site *.egg-info

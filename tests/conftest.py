@@ -71,3 +71,9 @@ def one_sentence(e):
     text = str(e.value)
     assert '\n' not in text and 20 < len(text) < 400 and 'Traceback' not in text
     return text
+
+
+def listed():
+    """Tile → places (row, column) of the particles that the real data's README lists as strongly fringed."""
+    import runpy
+    return runpy.run_path(str(ROOT/'benchmarks/tiles_crystallinity.py'))['LISTED']

@@ -3,6 +3,7 @@ import numpy as np
 from scipy import ndimage as ndi
 from skimage import io, measure
 
+from conftest import listed
 from nanoshape.core import torch_rng
 from nanoshape.detection import segment
 from nanoshape.micrographs import classify, measure_lattice, measure_particles, noise_share, particle_fields
@@ -99,12 +100,9 @@ def test_particles_of_the_real_tiles_are_found(sintering):
     assert all(d*.0586 < 1 for d in missed)
 
 
-LISTED = {8: [(221, 272)], 15: [(117, 379), (213, 360)], 12: [(433, 401)], 1: [(74, 170), (219, 296)]}  # strong fringes, says the data's README
-
-
 def test_the_lattice_is_found_on_the_listed_particles(sintering):
     """{111} of gold at its 4.0 pixels, on all six, an order of magnitude above the noise."""
-    for k, places in LISTED.items():
+    for k, places in listed().items():
         m = read(sintering/f'train_image_{k}.png', sampling=.5886)
         labels = segment(m)
         t = measure_lattice(m, labels).set_index('label')
