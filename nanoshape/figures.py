@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['MARKERS', 'PALETTE', 'UNDETERMINED', 'use_style', 'rim', 'scale_bar', 'show_image', 'show_images', 'plot_confusion',
-           'plot_scores', 'plot_runs', 'plot_matrix', 'plot_curves', 'triangle_xy', 'plot_triangle']
+           'plot_scores', 'plot_runs', 'plot_matrix', 'plot_curves', 'triangle_xy', 'plot_triangle', 'as_png',
+           'sliders']
 
 # %% ../nbs/01_figures.ipynb #bd766359
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from io import BytesIO
+import ipywidgets as widgets
 import numpy as np
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from .core import NM
@@ -182,3 +186,27 @@ def plot_triangle(
     ax.plot(path[:, 1]/(1 + path[:, 0]), path[:, 2]/(1 + path[:, 0]), 'k', lw=.8)
     for name, px, py in (('100', 0, -.03), ('110', .414, -.03), ('111', .366, .385)): ax.text(px, py, name, ha='center', va='center', fontsize=6)
     ax.set_aspect('equal'); ax.axis('off')
+
+# %% ../nbs/01_figures.ipynb #8b04ff1c
+def as_png(
+    fig:Figure,
+    dpi:int=100,
+)->bytes:
+    "A figure as PNG; it is closed."
+    buffer = BytesIO()
+    fig.savefig(buffer, format='png', dpi=dpi)
+    plt.close(fig)
+    return buffer.getvalue()
+
+def sliders(
+    draw:Callable,  # numbers → Figure
+    **controls:widgets.Widget,  # one for each of its arguments
+)->widgets.VBox:
+    "The picture that `draw` makes, with controls under it."
+    picture = widgets.Image(format='png')
+    def again(*_): picture.value = as_png(draw(**{k: c.value for k, c in controls.items()}))
+    for k, c in controls.items():
+        c.description, c.style = c.description or k.replace('_', ' '), dict(description_width='initial')
+        c.observe(again, 'value')
+    again()
+    return widgets.VBox([picture, *controls.values()])

@@ -9,7 +9,7 @@ __all__ = ['PAGE_HEAD', 'CAUTION', 'LEGEND', 'class_colors', 'overlay', 'picture
 # %% ../nbs/19_report.ipynb #c4b93cba
 from collections.abc import Sequence
 from pathlib import Path
-import base64, io, re
+import base64, re
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from skimage import measure
 from .core import NM, provenance, whole_folder, write_json
 from .detection import Detector, looks_negative
 from .evaluate import score_text
-from .figures import PALETTE, UNDETERMINED, plot_confusion, plot_curves, rim, show_image, show_images, use_style
+from .figures import PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curves, rim, show_image, show_images, use_style
 from .micrographs import CRYSTALLINE, UNKNOWN, classify, crystallinity, particle_fields, probability_columns
 from .reading import Micrograph
 from .train import card_settings
@@ -65,10 +65,7 @@ def overlay(
 # %% ../nbs/19_report.ipynb #be71241e
 def picture(fig:Figure)->str:
     "A figure as a `data:` URL; the figure is closed."
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format='png', dpi=160)
-    plt.close(fig)
-    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
+    return 'data:image/png;base64,' + base64.b64encode(as_png(fig, 160)).decode()
 
 PAGE_HEAD = '''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>nanoshape: {{ name }}</title><style>
