@@ -6,7 +6,7 @@
 __all__ = ['VIEWS', 'MOST', 'STYLE', 'WIDE', 'correlation', 'best_view', 'link', 'Page']
 
 # %% ../nbs/27_app.ipynb #17696a24
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from html import escape
 from pathlib import Path
 import tempfile
@@ -20,7 +20,7 @@ from .cli import SIMULATED_NOTE, TILE, TILE_NOTE, TILE_PIXEL_NM, kept_model
 from .core import NM, UserError, project_root, rng, shared_data
 from .data import dihedral
 from .detection import Detector
-from .figures import PALETTE, show_image, use_style
+from .figures import PALETTE, as_png, show_image, use_style
 from .micrographs import UNKNOWN, particle_fields, probability_columns
 from .microscope import Microscope, intensity
 from .multislice import exit_waves
@@ -168,8 +168,7 @@ def _png(m, labels):  # the micrograph with outlines, as wide as on the page
     ax = fig.add_axes((0, 0, 1, 1))
     show_image(m.image, m.sampling, ax)
     for n in range(1, labels.max() + 1): ax.contour(labels == n, [.5], colors=[PALETTE[1]], linewidths=1)
-    src = picture(fig)
-    return b64decode(src.split(',')[1])
+    return as_png(fig, 160)
 
 def _rows(self:Page):  # the table as HTML
     columns = [c for c in ('label', 'equivalent_diameter_nm', 'shape', 'confidence', 'reason', 'crystallinity', 'spacings_nm') if c in self.table]

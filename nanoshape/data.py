@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLIP', 'CONTRAST', 'LOOSE', 'KEEP_IN_MEMORY', 'CARD', 'network_input', 'relative_input', 'cut_out', 'distances',
            'loosened', 'split_by_structure', 'check_split', 'frozen_images', 'pairs', 'frozen_set', 'frozen_inputs',
-           'dihedral', 'moved', 'fresh_images', 'next_epoch', 'WaveLoader', 'FrozenLoader', 'class_index',
-           'dataloaders', 'eight_bits', 'save_images', 'plot_card', 'write_card']
+           'dihedral', 'turned_back', 'moved', 'fresh_images', 'next_epoch', 'WaveLoader', 'FrozenLoader',
+           'class_index', 'dataloaders', 'eight_bits', 'save_images', 'plot_card', 'write_card']
 
 # %% ../nbs/11_data.ipynb #54e4829c
 from base64 import b64encode
@@ -174,6 +174,13 @@ def dihedral(
     "One of the eight rotations and reflections of a square; 0 is the identity."
     image = torch.rot90(image, k % 4, (-2, -1))
     return image.transpose(-2, -1) if k > 3 else image
+
+def turned_back(
+    image:torch.Tensor,  # (..., y, x), square
+    k:int,  # 0 … 7
+)->torch.Tensor:
+    "What `dihedral` made, undone."
+    return torch.rot90(image.transpose(-2, -1) if k > 3 else image, -(k % 4), (-2, -1))
 
 # %% ../nbs/11_data.ipynb #8b73d515
 def moved(

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from .columns import column_table, zone
 from .core import NM, UserError, default_device, torch_rng
-from .data import WaveLoader, check_split, dihedral, moved, relative_input
+from .data import WaveLoader, check_split, dihedral, moved, relative_input, turned_back
 from .evaluate import calibration_error, cluster_interval, reliability
 from .microscope import expose, intensity, take, to_device
 from .multislice import exit_waves
@@ -242,8 +242,7 @@ def pixel_scores(
     "The network's scores for each pixel, turned back."
     model.eval()
     device = next(model.parameters()).device
-    back = lambda s, k: torch.rot90(s.transpose(-2, -1) if k > 3 else s, -(k % 4), (-2, -1))
-    one = lambda x: sum(back(class_scores(model(dihedral(x, k)).float(), classes), k) for k in range(symmetries))/symmetries
+    one = lambda x: sum(turned_back(class_scores(model(dihedral(x, k)).float(), classes), k) for k in range(symmetries))/symmetries
     return torch.cat([one(part.to(device)).cpu() for part in x.split(batch)])
 
 # %% ../nbs/23_heights.ipynb #ef6f4482

@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 from torch import nn
 from .columns import column_table, zone
 from .core import NM, UserError, provenance, rng, torch_rng, whole_folder, write_json
-from .data import dihedral, relative_input
+from .data import dihedral, relative_input, turned_back
 from .detection import in_tiles
 from .figures import rim, show_image, use_style
 from .heights import class_scores, over_discs, read_columns, with_height, with_room
@@ -176,9 +176,9 @@ def image_columns(
         raise UserError(f'{m.name}: {m.sampling/NM:.3g} nm per pixel are too coarse to tell columns: at most {1.25*card["sampling"]/NM:.3g} will do')
     image = torch.from_numpy(resampled(m.image, m.sampling, card['sampling']))
     x, n = relative_input(image[None])[0, 0], len(card['classes'])
-    back = lambda s, k: np.rot90(s.swapaxes(-2, -1) if k > 3 else s, -(k % 4), (-2, -1))
-    scores = sum(back(in_tiles(dihedral(x, k).contiguous().numpy(), model), k) for k in range(card['symmetries']))/card['symmetries']
-    scores = over_discs(class_scores(torch.from_numpy(np.ascontiguousarray(scores))[None], n), card['sampling'])[0]
+    one = lambda k: turned_back(torch.from_numpy(in_tiles(dihedral(x, k).contiguous().numpy(), model)), k)
+    scores = sum(map(one, range(card['symmetries'])))/card['symmetries']
+    scores = over_discs(class_scores(scores[None], n), card['sampling'])[0]
     columns = read_columns(scores, card['sampling'], card['temperature'])
     if len(columns) < FEWEST: raise UserError(_TOO_FEW.format(m.name, len(columns)))
     fit = fit_lattice(columns[['x', 'y']], card['material'], card['zone'])
