@@ -144,11 +144,14 @@ def smoothed(
 )->torch.Tensor:
     "Each class's map blurred by a Gaussian; a pixel's shares still add up to 1."
     if not sigma: return goal
+    down, across = (_blur(n, sigma).to(goal) for n in goal.shape[-2:])
+    return down@goal@across.T  # faster on a CPU than two convolutions
+
+def _blur(n, sigma):  # (n, n): each row a Gaussian; what would lie outside falls onto the edge
     r = max(1, round(3*sigma))
-    k = torch.exp(-torch.arange(-r, r + 1, device=goal.device)**2/(2*sigma**2))
-    k, n = (k/k.sum())[None, None, None], goal.shape
-    flat = F.pad(goal.reshape(-1, 1, *n[2:]), (r, r, r, r), mode='replicate')
-    return F.conv2d(F.conv2d(flat, k), k.transpose(-2, -1)).reshape(n)
+    at = torch.arange(-r, r + 1)
+    k = torch.exp(-at**2/(2*sigma**2))
+    return torch.zeros(n, n).scatter_add_(1, (torch.arange(n)[:, None] + at).clamp(0, n - 1), (k/k.sum()).expand(n, -1).contiguous())
 
 # %% ../nbs/23_heights.ipynb #04d9d263
 class ClassLoss:
