@@ -48,12 +48,12 @@ def wilson(
 
 # %% ../nbs/14_evaluate.ipynb #a7ccba69
 def cluster_interval(
-    right,  # whether each image is right (n,)
+    right,  # whether each image is right, or which share of it (n,)
     structures,  # which structure it shows (n,)
     draws:int=2000,
 )->tuple[float,float]:
     "95 % interval of a share whose trials come in groups; at least Wilson's for as many trials as there are groups when none or all are right."
-    t = pd.DataFrame(dict(k=np.asarray(right, int), g=np.asarray(structures))).groupby('g').k.agg(['sum', 'size']).to_numpy()
+    t = pd.DataFrame(dict(k=np.asarray(right, float), g=np.asarray(structures))).groupby('g').k.agg(['sum', 'size']).to_numpy()
     if t[:, 0].sum() in (0, t[:, 1].sum()): return wilson(len(t)*int(t[:, 0].sum() > 0), len(t))
     k, n = t[rng(0, 'clusters').integers(len(t), size=(draws, len(t)))].sum(1).T
     return tuple(map(float, np.quantile(k/n, (.025, .975))))

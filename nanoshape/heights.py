@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['GOALS', 'SMOOTH', 'HEADS', 'APART', 'NEAR', 'height_classes', 'noisy_and_clean', 'passed', 'HeightLoader',
            'frozen_pixels', 'height_loaders', 'class_weights', 'smoothed', 'ClassLoss', 'HeightLoss', 'column_pixels',
-           'clean_error', 'train_heights', 'class_scores', 'over_discs', 'pixel_scores', 'read_columns', 'true_columns',
-           'matched', 'column_answers', 'heights_score', 'centre_scores', 'with_room', 'with_height', 'likeliest',
-           'best_reader']
+           'clean_error', 'train_heights', 'class_scores', 'over_discs', 'pixel_scores', 'column_evidence',
+           'said_heights', 'read_columns', 'true_columns', 'matched', 'column_answers', 'heights_score',
+           'centre_scores', 'with_room', 'with_height', 'likeliest', 'best_reader']
 
 # %% ../nbs/23_heights.ipynb #6eac9562
 from collections.abc import Sequence
@@ -177,8 +177,8 @@ class HeightLoss:
 HEADS = ('classes', 'regression', 'denoiser')
 
 def column_pixels(scores, maps):
-    "Share of the columns' pixels with the right height."
-    said = scores.argmax(1) if scores.shape[1] > 1 else scores[:, 0].round().long()
+    "Share of the columns' pixels of whose heights the right one is likeliest."
+    said = scores[:, 1:].argmax(1) + 1 if scores.shape[1] > 1 else scores[:, 0].round().long()
     return (said == maps)[maps > 0].float().mean()
 
 def clean_error(scores, clean):
@@ -251,6 +251,18 @@ def pixel_scores(
 # %% ../nbs/23_heights.ipynb #ef6f4482
 APART = 1.2  # Å, columns are at least so far from each other
 
+def column_evidence(
+    scores:torch.Tensor,  # (n, classes, …)
+)->torch.Tensor:  # (n, …), nat; above 0: there is one
+    "What speaks for a column, of whatever height, against none."
+    return scores[:, 1:].logsumexp(1) - scores[:, 0]
+
+def said_heights(
+    scores:torch.Tensor,  # (n, classes, …)
+)->torch.Tensor:  # (n, …), int64
+    "The likeliest height where there is a column, else 0."
+    return torch.where(column_evidence(scores) > 0, scores[:, 1:].argmax(1) + 1, 0)
+
 def read_columns(
     scores:torch.Tensor,  # (classes, y, x), over discs
     sampling:float,  # Å per pixel
@@ -258,7 +270,7 @@ def read_columns(
 )->pd.DataFrame:  # x, y (Å from the corner), height, confidence, mean, sd (atoms), p_1, p_2, …: a row per column
     "The columns that an image shows."
     p = (scores/temperature).softmax(0).numpy()
-    evidence = (scores[1:].logsumexp(0) - scores[0]).numpy()
+    evidence = column_evidence(scores[None])[0].numpy()
     peaks = feature.peak_local_max(evidence, min_distance=max(1, round(APART/sampling)), threshold_abs=0., exclude_border=False)
     share = p[1:, peaks[:, 0], peaks[:, 1]].T
     share = share/share.sum(1, keepdims=True)
@@ -302,7 +314,7 @@ def _asked(model, card, store, idx):  # of each frozen image: number, scores ove
     for some in np.array_split(np.asarray(idx, int), max(1, -(-len(idx)//16))):
         x, maps = frozen_pixels(store, some)
         raw = pixel_scores(model, x, len(card['classes']), card['symmetries'])
-        for i, s, right, heights in zip(some, over_discs(raw, store.sampling), (raw.argmax(1) == maps).float().mean((1, 2)), maps.numpy()):
+        for i, s, right, heights in zip(some, over_discs(raw, store.sampling), (said_heights(raw) == maps).float().mean((1, 2)), maps.numpy()):
             true = true_columns(heights, store.sampling)
             at = np.round(true[['y', 'x']].to_numpy()/store.sampling).astype(int).T
             yield i, s, float(right), true, s[:, at[0], at[1]].T
@@ -317,8 +329,8 @@ def column_answers(
     "What the network says to each frozen image."
     answers, images = [], []
     for i, s, pixels, true, centres in _asked(model, card, store, idx):
-        p, found = (centres/card['temperature']).softmax(1).numpy(), read_columns(s, store.sampling, card['temperature'])
-        answers.append(pd.DataFrame(dict(sample=i, true=true.height, said=p.argmax(1), confidence=p.max(1))))
+        p, found = (centres[:, 1:]/card['temperature']).softmax(1).numpy(), read_columns(s, store.sampling, card['temperature'])
+        answers.append(pd.DataFrame(dict(sample=i, true=true.height, said=said_heights(centres), confidence=p.max(1))))
         images.append(dict(sample=i, found=len(found), true=len(true), matched=matched(found, true), pixels=pixels))
     return pd.concat(answers, ignore_index=True), pd.DataFrame(images)
 
@@ -344,9 +356,9 @@ def centre_scores(
     card:dict,  # classes, symmetries
     store:Store,
     idx,  # sample numbers
-)->tuple[torch.Tensor,torch.Tensor]:  # (columns, classes), true heights (columns,)
-    "The scores over discs at all true columns' centres: what a temperature is fitted to."
-    s, y = zip(*((centres, torch.tensor(true.height.to_numpy())) for _, _, _, true, centres in _asked(model, card, store, idx)))
+)->tuple[torch.Tensor,torch.Tensor]:  # (columns, classes - 1), true heights - 1 (columns,)
+    "The scores of heights, over discs, at all true columns' centres: what a temperature is fitted to."
+    s, y = zip(*((centres[:, 1:], torch.tensor(true.height.to_numpy() - 1)) for _, _, _, true, centres in _asked(model, card, store, idx)))
     return torch.cat(s), torch.cat(y)
 
 # %% ../nbs/23_heights.ipynb #74283c88

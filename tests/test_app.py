@@ -1,7 +1,8 @@
-"""The page in the browser, used without one; and who is let in."""
+"""The page: its widgets without a browser, who is let in, and a user in headless Chromium."""
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,12 +10,17 @@ import time
 import urllib.error
 import urllib.request
 from datetime import datetime, timezone
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from conftest import ROOT
 from nanoshape import app
+from nanoshape.core import NM
 
 
 @pytest.fixture(scope='module')
@@ -61,8 +67,9 @@ def test_the_sample_shows_particles_and_files(page, monkeypatch):
     assert 'alt="the particle' in page.one.value and 'Particle 1' in page.said.value
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='looks into the process by its port')
-def test_only_who_has_the_token_is_let_in():
+@pytest.fixture(scope='module')
+def address():
+    """`nanoshape app` in a process of its own: the address with the token."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -70,19 +77,91 @@ def test_only_who_has_the_token_is_let_in():
                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         url = re.search(r'http://localhost:\d+/\?token=\S+', p.stdout.readline())[0]
-        base, token = url.split('/?token=')
-        for _ in range(120):
+        for _ in range(240):
             try:
-                status = urllib.request.urlopen(f'{base}/voila/static/none', timeout=5).status
-            except urllib.error.HTTPError as e:
-                status = e.code
+                urllib.request.urlopen(url.split('/?')[0] + '/voila/static/none', timeout=5)
+            except urllib.error.HTTPError:
+                break
             except OSError:
                 time.sleep(.5)
-                continue
-            break
-        answer = urllib.request.urlopen(base + '/', timeout=60)
-        assert '/login' in answer.url and 'Page()' not in answer.read().decode() and len(token) > 15
+        yield url
     finally:
         p.kill()
         p.wait()
-    assert status
+
+
+def test_only_who_has_the_token_is_let_in(address):
+    base, token = address.split('/?token=')
+    answer = urllib.request.urlopen(base + '/', timeout=60)
+    assert '/login' in answer.url and 'Page()' not in answer.read().decode() and len(token) > 15
+
+
+@pytest.fixture(scope='module')
+def tab(address):
+    """The page in headless Chromium."""
+    where = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if not where:
+        pytest.skip('Chromium is not installed')
+    from playwright.sync_api import sync_playwright
+    quiet = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update',
+             '--disable-sync']
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=where, args=quiet)
+        t = browser.new_page(viewport={'width': 1280, 'height': 900}, accept_downloads=True)
+        t.set_default_timeout(240_000)
+        t.goto(address)
+        t.get_by_role('button', name='Take the sample').wait_for()
+        yield t
+        browser.close()
+
+
+def shown(tab, name):
+    """Keep a picture of the page where PAGE_SHOTS names a folder for it."""
+    if os.environ.get('PAGE_SHOTS'):
+        tab.screenshot(path=Path(os.environ['PAGE_SHOTS'])/f'{name}.png', full_page=True)
+
+
+def test_in_a_browser_a_bad_file_is_refused(tab):
+    shown(tab, 'start')
+    tab.locator('input[type=file]').set_input_files({'name': 'notes.dm4', 'mimeType': '', 'buffer': b'no micrograph'})
+    alert = tab.get_by_role('alert')
+    alert.wait_for()
+    assert 'notes.dm4' in alert.inner_text()
+    shown(tab, 'refused')
+
+
+def test_in_a_browser_a_micrograph_is_read(tab, tmp_path):
+    from nanoshape.recipes import load_recipe
+    from nanoshape.studies import simulated_micrograph
+    m, _ = simulated_micrograph(load_recipe(ROOT/'data/recipes/demo.yaml'), 5)
+    grey = np.uint8(255*(m.image - m.image.min())/np.ptp(m.image))
+    Image.fromarray(grey).save(tmp_path/'mine.png')
+    tab.get_by_label('nm per pixel').fill(f'{m.sampling/NM:.5f}')
+    tab.get_by_label('nm per pixel').press('Enter')
+    tab.locator('input[type=file]').set_input_files(tmp_path/'mine.png')
+    tab.locator('button.np-spot').first.wait_for()
+    with tab.expect_download() as got:
+        tab.get_by_text('Download particles.csv').click()
+    table = pd.read_csv(got.value.path())
+    assert len(table) == tab.locator('button.np-spot').count() > 0
+    with tab.expect_download() as got:
+        tab.get_by_text('Download report.html').click()
+    assert 'mine' in Path(got.value.path()).read_text()
+    shown(tab, 'particles')
+
+
+def test_in_a_browser_a_particle_is_chosen_with_the_keyboard(tab):
+    spots = tab.locator('button.np-spot')
+    if not spots.count():
+        tab.get_by_role('button', name='Take the sample').click()
+        spots.first.wait_for()
+    tab.get_by_role('button', name='Take the sample').focus()
+    for _ in range(12):
+        tab.keyboard.press('Tab')
+        if 'np-spot' in (tab.evaluate('document.activeElement.className') or ''):
+            break
+    number = tab.evaluate('document.activeElement.innerText')
+    tab.keyboard.press('Enter')
+    tab.get_by_alt_text('the particle').wait_for()
+    assert f'Particle {number}' in tab.get_by_role('status').inner_text()
+    shown(tab, 'chosen')
