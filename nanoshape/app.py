@@ -66,7 +66,8 @@ def best_view(
 # %% ../nbs/27_app.ipynb #67e27dbb
 MOST = 200*10**6  # bytes of an upload
 STYLE = '''<style>.np-spot button, button.np-spot{position:absolute;width:26px;height:26px;border-radius:50%;padding:0;opacity:.85;font-size:11px}
-.np-stage{position:relative;overflow:auto} :focus{outline:3px solid #E69F00!important} .np-wrong{color:#a40000;font-weight:bold}</style>'''
+.np-stage{position:relative;overflow:auto} :focus{outline:3px solid #E69F00!important} .np-wrong{color:#a40000;font-weight:bold}
+.widget-html a{color:#0072B2;text-decoration:underline} .np-one img{max-width:100%}</style>'''
 
 def link(
     data:bytes,
@@ -89,7 +90,7 @@ class Page:
         self.said, self.results = w.HTML(), w.VBox([])
         self.upload.observe(lambda _: self._uploaded(), 'value')
         self.sample.on_click(lambda _: self._tried(self._sample))
-    def show(self): return w.VBox([w.HTML(STYLE + '<h1>nanoshape</h1><p>Particles in an HRTEM micrograph: where, how large, which shape.</p>'),
+    def show(self): return w.VBox([w.HTML(STYLE + '<p>Particles in an HRTEM micrograph: where, how large, which shape, how crystalline.</p>'),
                                    w.HBox([self.upload, self.pixel, self.sample]), self.said, self.results])
     def say(self, text, wrong=False):
         self.said.value = f'<p role="{"alert" if wrong else "status"}" aria-live="polite" class="{"np-wrong" if wrong else ""}">{escape(text)}</p>'
@@ -155,7 +156,9 @@ def _shown(self:Page, out):  # widgets: the picture with a button on each partic
         spots.append(b)
     stage.children += tuple(spots)
     stage.add_class('np-stage')
-    self.one = w.HTML('<p>Click a particle, or go to one with the tabulator key and press return.</p>')
+    self.one = w.HTML('<p>Click a particle, or go to one with the tabulator key and press return.</p>',
+                      layout=dict(flex='1 1 360px', min_width='0'))
+    self.one.add_class('np-one')
     names = {'particles.csv': 'text/csv', 'report.html': 'text/html'}
     links = ' · '.join(link((out/n).read_bytes(), n, k, f'Download {n}') for n, k in names.items())
     pixels = f'{self.m.sampling/NM:.4g} nm per pixel, {wide*self.m.sampling/NM:.1f} × {high*self.m.sampling/NM:.1f} nm'

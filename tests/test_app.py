@@ -107,8 +107,8 @@ def tab(address):
              '--disable-sync']
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=where, args=quiet)
-        t = browser.new_page(viewport={'width': 1280, 'height': 900}, accept_downloads=True)
-        t.set_default_timeout(240_000)
+        t = browser.new_page(viewport={'width': 1280, 'height': 1100}, accept_downloads=True)
+        t.set_default_timeout(120_000)
         t.goto(address)
         t.get_by_role('button', name='Take the sample').wait_for()
         yield t
@@ -121,9 +121,16 @@ def shown(tab, name):
         tab.screenshot(path=Path(os.environ['PAGE_SHOTS'])/f'{name}.png', full_page=True)
 
 
+def give(tab, file):
+    """Choose a file as a user does."""
+    with tab.expect_file_chooser() as asked:
+        tab.get_by_role('button', name='Choose a micrograph').click()
+    asked.value.set_files(file)
+
+
 def test_in_a_browser_a_bad_file_is_refused(tab):
     shown(tab, 'start')
-    tab.locator('input[type=file]').set_input_files({'name': 'notes.dm4', 'mimeType': '', 'buffer': b'no micrograph'})
+    give(tab, {'name': 'notes.dm4', 'mimeType': '', 'buffer': b'no micrograph'})
     alert = tab.get_by_role('alert')
     alert.wait_for()
     assert 'notes.dm4' in alert.inner_text()
@@ -138,7 +145,7 @@ def test_in_a_browser_a_micrograph_is_read(tab, tmp_path):
     Image.fromarray(grey).save(tmp_path/'mine.png')
     tab.get_by_label('nm per pixel').fill(f'{m.sampling/NM:.5f}')
     tab.get_by_label('nm per pixel').press('Enter')
-    tab.locator('input[type=file]').set_input_files(tmp_path/'mine.png')
+    give(tab, tmp_path/'mine.png')
     tab.locator('button.np-spot').first.wait_for()
     with tab.expect_download() as got:
         tab.get_by_text('Download particles.csv').click()

@@ -16,8 +16,8 @@ from nanoshape.core import UserError, rng, torch_rng
 from nanoshape.data import CONTRAST, relative_input
 from nanoshape.detection import in_tiles
 from nanoshape.heights import (ClassLoss, HeightLoss, best_reader, class_scores, class_weights, column_answers, frozen_pixels, height_classes,
-                               height_loaders, heights_score, likeliest, matched, over_discs, pixel_scores, read_columns, smoothed, train_heights,
-                               true_columns, with_height, with_room)
+                               height_loaders, heights_score, likeliest, matched, over_discs, pixel_scores, read_columns, said_heights, smoothed,
+                               train_heights, true_columns, with_height, with_room)
 from nanoshape.microscope import intensity
 from nanoshape.multislice import exit_waves
 from nanoshape.rebuild import check_columns, fit_lattice, flicker, image_columns, movie, rebuilt, steps, with_neighbours, write_heights
@@ -111,6 +111,12 @@ def test_a_regression_becomes_classes():
     assert s.shape == (1, CLASSES, 4, 4) and (s.argmax(1) == 6).all()
     p = (s/.5**2).softmax(1)[0, :, 0, 0]
     assert float((p*torch.arange(CLASSES)).sum()) == pytest.approx(6.2, abs=.05)
+
+
+def test_who_wavers_between_heights_still_sees_a_column():
+    wavers = torch.tensor([[1.5, 0, 0, 0, .9, 1.1, 1, 0, 0, 0, 0, 0], [1.5, *[-3]*11]])
+    assert wavers.argmax(1).tolist() == [0, 0] and said_heights(wavers).tolist() == [5, 0]
+    assert said_heights(wavers.T[None]).shape == (1, 2)
 
 
 @pytest.mark.parametrize('symmetries', [1, 8])
