@@ -203,8 +203,14 @@ def sliders(
     **controls:widgets.Widget,  # one for each of its arguments
 )->widgets.VBox:
     "The picture that `draw` makes, with controls under it."
-    picture = widgets.Image(format='png')
-    def again(*_): picture.value = as_png(draw(**{k: c.value for k, c in controls.items()}))
+    picture, places = widgets.Image(format='png'), []
+    def again(*_):
+        fig = draw(**{k: c.value for k, c in controls.items()})
+        if len(places) == len(fig.axes):  # where the axes were: laying them out takes as long as drawing them
+            fig.set_layout_engine('none')
+            for ax, at in zip(fig.axes, places): ax.set_position(at)
+        picture.value = as_png(fig)
+        places[:] = [ax.get_position() for ax in fig.axes]
     for k, c in controls.items():
         c.description, c.style = c.description or k.replace('_', ' '), dict(description_width='initial')
         c.observe(again, 'value')
