@@ -14,7 +14,7 @@ from nanoshape import survey as room
 from nanoshape.cli import main
 from nanoshape.core import UserError
 from nanoshape.models import build
-from nanoshape.survey import each_once, lognormal_fit, micrograph_files, pixel_size, shape_counts, survey, tracks
+from nanoshape.survey import answer_counts, each_once, lognormal_fit, micrograph_files, pixel_size, survey, tracks
 from nanoshape.train import save_model
 
 CARD = dict(classes=['cube', 'octahedron'], sampling=.78, gpts=64, temperature=1., threshold=.7, feret_range_nm=[1, 9])
@@ -212,9 +212,18 @@ def test_sizes_and_counts():
     f = lognormal_fit(d)
     assert abs(f['median'] - 4) < 4*f['median_error'] and abs(f['sigma'] - .2) < 4*f['sigma_error']
     assert lognormal_fit([1, 2]) is None and lognormal_fit([3.]*9) is None
-    t = shape_counts(pd.DataFrame({'shape': ['cube']*3 + ['undetermined']*2}), ['cube', 'octahedron'])
+    t = answer_counts(pd.DataFrame({'shape': ['cube']*3 + ['undetermined']*2}), ['cube', 'octahedron'])
     assert t.n.tolist() == [3, 0, 2] and t.share[0] == 1 and t.low[0] < .5 and t.high[1] > .5
-    assert shape_counts(pd.DataFrame({'shape': []}), ['cube']).n.sum() == 0
+    assert answer_counts(pd.DataFrame({'shape': []}), ['cube']).n.sum() == 0
+
+
+def test_a_particle_seen_often_has_one_crystallinity():
+    seen = pd.DataFrame(dict(file='m', track=[1, 1, 1, 2], shape='cube', crystallinity=['crystalline', 'undetermined', 'crystalline', None],
+                             equivalent_diameter_nm=4., border=False))
+    once = each_once(seen)
+    assert once.crystallinity.tolist() == ['crystalline', 'undetermined'] and once['shape'].tolist() == ['cube']*2
+    t = answer_counts(once, ['amorphous', 'crystalline'], 'crystallinity')
+    assert t.crystallinity.tolist() == ['amorphous', 'crystalline', 'undetermined'] and t.n.tolist() == [0, 1, 1]
 
 
 def test_where_nothing_can_be_read_there_is_a_sentence_and_an_empty_table(tmp_path, grey):
