@@ -36,6 +36,7 @@ export: $(READY)
 notebooks: export
 	export PYTHONWARNINGS=ignore TQDM_DISABLE=1; for n in $(NOTEBOOKS); do $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $$n || exit 1; done
 	$(BIN)/nbdev_clean
+	$(BIN)/python docs/picture.py
 
 clean:
 	rm -rf $(VENV) build docs/site *.egg-info

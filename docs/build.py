@@ -3,6 +3,7 @@
     python docs/build.py [FOLDER]      # default: docs/site; open index.html in a browser, no server needed
 """
 import argparse
+import base64
 import importlib
 import inspect
 import json
@@ -107,7 +108,7 @@ def reference(name):
 
 def repaired(html, source, urls, url):
     """The page, parsed, with links to notebooks and texts turned into links to their pages; to other files of the project, into plain text;
-    solutions folded."""
+    pictures taken in, solutions folded."""
     soup = BeautifulSoup(html, 'html.parser')
     for cell in soup.select('.celltag_solution'):
         cell.wrap(soup.new_tag('details', attrs={'class': 'solution'})).insert(0, BeautifulSoup('<summary>Solution</summary>', 'html.parser'))
@@ -121,6 +122,9 @@ def repaired(html, source, urls, url):
             a['href'] = '../'*url.count('/') + urls[key] + (f'#{to.fragment}' if to.fragment else '')
         elif file.exists():
             a.name, a.attrs = 'code', {}
+    for img in soup.find_all('img', src=True):
+        if not urlsplit(img['src']).scheme and (file := source.parent/unquote(img['src'])).is_file():
+            img['src'] = 'data:image/png;base64,' + base64.b64encode(file.read_bytes()).decode()
     return soup
 
 
