@@ -10,12 +10,17 @@ from bs4 import BeautifulSoup
 from conftest import ROOT
 
 
-@pytest.fixture(scope='module')
-def docs():
-    spec = importlib.util.spec_from_file_location('build_docs', ROOT/'docs/build.py')
+def loaded(name):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(f'docs_{name}', ROOT/f'docs/{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope='module')
+def docs():
+    return loaded('build')
 
 
 @pytest.fixture(scope='module')
@@ -78,3 +83,12 @@ def test_public_functions_are_documented():
         module = importlib.import_module(f'nanoshape.{f.stem}')
         missing += [f'{f.stem}.{n}' for n in getattr(module, '__all__', ()) if inspect.isroutine(s := getattr(module, n)) and not inspect.getdoc(s)]
     assert not missing
+
+
+def test_the_picture_is_the_one_that_the_notebook_makes():
+    assert (ROOT/'docs/overview.png').read_bytes() == loaded('picture').picture(), 'run `python docs/picture.py`'
+
+
+def test_the_picture_of_the_readme_is_taken_in(site):
+    pictures = BeautifulSoup((site[0]/'README.html').read_text(), 'html.parser').find_all('img')
+    assert pictures and all(p['src'].startswith('data:image/png') and p['alt'] for p in pictures)
