@@ -106,6 +106,15 @@ def test_no_error_and_no_path_of_a_machine_in_outputs(path):
         assert not re.search(r'(?<![\w.])/(home|root|work|Users|tmp)/', re.sub(r'"image/png": "[^"]*"', '', text)), source(c)
 
 
+@pytest.mark.parametrize('path', **ids(ALL))
+def test_the_table_of_contents_makes_sense(path):
+    """One title, on top; no level of heading left out; no heading twice."""
+    text = '\n'.join(source(c) for c in cells(path) if c['cell_type'] == 'markdown')
+    heads = re.findall(r'^(#+) (.+)$', text, re.M)
+    levels = [len(h[0]) for h in heads]
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b <= a + 1 for a, b in zip(levels, levels[1:])) and len(set(heads)) == len(heads)
+
+
 @pytest.mark.parametrize('path', **ids([*ALL, ROOT/'README.md', ROOT/'data/README.md']))
 def test_links_lead_somewhere(path):
     text = path.read_text() if path.suffix == '.md' else '\n'.join(source(c) for c in cells(path) if c['cell_type'] == 'markdown')
