@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/nanoshape demo $(if $(IMAGE),--image '$(IMAGE)') $(if $(PIXEL_SIZE),--pixel-size '$(PIXEL_SIZE)') $(if $(FRAME),--frame '$(FRAME)') $(if $(OUT),--out '$(OUT)')
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --durations 15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 15
 
 docs: $(READY)
 	PYTHONWARNINGS=ignore $(BIN)/python docs/build.py
