@@ -3,6 +3,8 @@
     python benchmarks/sliders.py [--moves 7] [tutorial …]
 """
 import argparse
+import contextlib
+import io
 import json
 import statistics
 import time
@@ -17,18 +19,20 @@ from nanoshape.core import project_root
 
 
 def pictures(path):
-    """The pictures with sliders that a notebook makes: lists of (picture, controls)."""
+    """The controls of each picture with sliders that a notebook makes."""
     made, ours = [], figures.sliders
 
     def kept(draw, **controls):
-        made.append((ours(draw, **controls).children[0], controls))
+        ours(draw, **controls)
+        made.append(controls)
 
     figures.sliders = kept
     try:
         space = {}
         for c in json.loads(path.read_text(encoding='utf-8'))['cells']:
             if c['cell_type'] == 'code':
-                exec(compile(''.join(c['source']), path.name, 'exec'), space)
+                with contextlib.redirect_stdout(io.StringIO()):
+                    exec(compile(''.join(c['source']), path.name, 'exec'), space)
                 plt.close('all')
     finally:
         figures.sliders = ours
@@ -52,7 +56,7 @@ def main():
     warnings.simplefilter('ignore')
     print(f'{"tutorial":22} {"picture":>7} {"control":24} {"median (ms)":>11} {"slowest (ms)":>12}')
     for name in a.tutorials:
-        for k, (_, controls) in enumerate(pictures(project_root()/f'nbs/tutorials/{name}.ipynb')):
+        for k, controls in enumerate(pictures(project_root()/f'nbs/tutorials/{name}.ipynb')):
             for what, control in controls.items():
                 took = []
                 for v in moves(control, a.moves + 1):

@@ -80,10 +80,13 @@ def address():
         for _ in range(240):
             try:
                 urllib.request.urlopen(url.split('/?')[0] + '/voila/static/none', timeout=5)
-            except urllib.error.HTTPError:
+                break
+            except urllib.error.HTTPError:  # it answers
                 break
             except OSError:
                 time.sleep(.5)
+        else:
+            pytest.fail('the server does not answer')
         yield url
     finally:
         p.kill()
