@@ -13,7 +13,9 @@ from io import BytesIO
 import ipywidgets as widgets
 import numpy as np
 import matplotlib.pyplot as plt
+from PIL import Image
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -191,10 +193,13 @@ def plot_triangle(
 def as_png(
     fig:Figure,
     dpi:int=100,
+    level:int=6,  # of compression, 0 to 9
 )->bytes:
     "A figure as PNG; it is closed."
-    buffer = BytesIO()
-    fig.savefig(buffer, format='png', dpi=dpi)
+    fig.set_dpi(dpi)
+    canvas, buffer = FigureCanvasAgg(fig), BytesIO()
+    canvas.draw()  # once, where `savefig` draws twice
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, 'png', compress_level=level)
     plt.close(fig)
     return buffer.getvalue()
 
@@ -209,7 +214,7 @@ def sliders(
         if len(places) == len(fig.axes):  # where the axes were: laying them out takes as long as drawing them
             fig.set_layout_engine('none')
             for ax, at in zip(fig.axes, places): ax.set_position(at)
-        picture.value = as_png(fig)
+        picture.value = as_png(fig, level=1)
         places[:] = [ax.get_position() for ax in fig.axes]
     for k, c in controls.items():
         c.description, c.style = c.description or k.replace('_', ' '), dict(description_width='initial')
