@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARKERS', 'PALETTE', 'UNDETERMINED', 'use_style', 'rim', 'scale_bar', 'show_image', 'show_images', 'plot_confusion',
-           'plot_scores', 'plot_runs', 'plot_matrix', 'plot_curves', 'triangle_xy', 'plot_triangle', 'as_png',
-           'sliders']
+           'plot_scores', 'plot_runs', 'plot_matrix', 'plot_range', 'plot_curves', 'triangle_xy', 'plot_triangle',
+           'as_png', 'sliders']
 
 # %% ../nbs/01_figures.ipynb #bd766359
 from collections.abc import Callable, Sequence
@@ -91,15 +91,19 @@ def plot_confusion(
     counts,  # array (true, predicted)
     classes:Sequence[str],
     ax:Axes|None=None,
+    said:Sequence[str]|None=None,  # names of the columns, where there are others than `classes`
+    percent:bool=False,  # per cent of the true class in the cells
 )->Axes:
     "Confusion matrix: counts in the cells, share of the true class as colour."
     counts = np.asarray(counts)
     ax = ax or plt.subplots(figsize=(3.4, 3.0))[1]
     share = counts/np.maximum(counts.sum(1, keepdims=True), 1)
     ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
-    for (i, j), n in np.ndenumerate(counts): ax.text(j, i, f'{n:d}', ha='center', va='center', color='white' if share[i, j] > .5 else 'black')
-    ticks = dict(ticks=range(len(classes)), labels=classes)
-    ax.set_xticks(**ticks, rotation=35, ha='right'); ax.set_yticks(**ticks)
+    style = lambda v: dict(ha='center', va='center', color='white' if v > .5 else 'black', fontsize=6 if len(classes) > 5 else None)
+    for (i, j), v in np.ndenumerate(share):
+        if v >= .005 or not percent: ax.text(j, i, f'{100*v:.0f}' if percent else f'{counts[i, j]:d}', **style(v))
+    said, turned = said or classes, {} if max(map(len, said or classes)) < 3 else dict(rotation=35, ha='right')
+    ax.set_xticks(range(len(said)), said, **turned); ax.set_yticks(range(len(classes)), classes)
     ax.set(xlabel='predicted', ylabel='true'); ax.spines[:].set_visible(False)
     return ax
 
@@ -150,6 +154,20 @@ def plot_matrix(
         ax.text(j, i, text, ha='center', va='center', fontsize=7, color='white' if v > .55 else 'black')
     ax.set_xticks(range(mean.shape[1]), mean.columns, rotation=35, ha='right'); ax.set_yticks(range(len(mean)), mean.index)
     ax.spines[:].set_visible(False)
+    return ax
+
+# %% ../nbs/01_figures.ipynb #e433d329
+def plot_range(
+    runs,  # DataFrame, a row per run, with shares in the column `y`
+    x:str, y:str,  # columns
+    ax:Axes,
+    i:int=0,  # colour, in the palette
+    label:str|None=None,
+)->Axes:
+    "Mean over the runs with the same x, in per cent, and their range as a band."
+    by = runs.groupby(x)[y]
+    ax.fill_between(by.min().index, 100*by.min(), 100*by.max(), color=PALETTE[i], alpha=.3)
+    ax.plot(by.mean().index, 100*by.mean(), 'o-', ms=3, color=PALETTE[i], label=label)
     return ax
 
 # %% ../nbs/01_figures.ipynb #f1a6f320

@@ -8,7 +8,6 @@ __all__ = ['SCALES', 'ON', 'FEWEST', 'SHARE', 'STRAIN', 'CAUTION', 'LEGEND', 'La
            'with_neighbours', 'flicker', 'steps']
 
 # %% ../nbs/24_rebuild.ipynb #02733162
-from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +23,14 @@ from .columns import column_table, zone
 from .core import NM, UserError, provenance, rng, torch_rng, whole_folder, write_json
 from .data import dihedral, relative_input, turned_back
 from .detection import in_tiles
-from .figures import rim, show_image, use_style
+from .figures import as_png, rim, show_image, use_style
 from .heights import class_scores, over_discs, read_columns, with_height, with_room
 from .microscope import changed, expose, intensity
 from .multislice import exit_waves
 from .orientations import axis_angle
 from .reading import Micrograph, resampled
 from .recipes import Recipe, conditions, sample, truth_map
-from .report import html_page, picture
+from .report import DPI, html_page, png_url
 from .train import card_settings
 
 # %% ../nbs/24_rebuild.ipynb #43c0d180
@@ -216,10 +215,9 @@ CAUTION = ('The network has seen simulated images only: perfect optics but for t
            'Inelastic scattering, an objective aperture or an amorphous film change the contrast that it counts atoms by, and a picture whose grey '
            'values were stretched for display has lost it.')
 
-def _pictures(m, columns, atoms):
-    return [dict(src=picture(show_columns(m, columns).figure), title='Columns', alt='micrograph with a number on each column',
-                 text='Atoms in each column.'),
-            dict(src=picture(plot_model(atoms).figure), title='Model', alt='atoms in three dimensions',
+def _pictures(columns, model):  # from their PNGs
+    return [dict(src=png_url(columns), title='Columns', alt='micrograph with a number on each column', text='Atoms in each column.'),
+            dict(src=png_url(model), title='Model', alt='atoms in three dimensions',
                  text='Colour: distance from the exit side, which is taken to be flat. Grey: oxygen, assumed.')]
 
 LEGEND = ('Also in columns.csv, with the probability of each height. x, y: Å from the upper left corner; height, mean, sd: atoms; off: Å from the '
@@ -237,12 +235,13 @@ def write_heights(
     columns, fit = image_columns(m, model, card)
     atoms, text = rebuilt(columns, fit), summarise_heights(m, columns, fit)
     atoms.info['note'] = 'metal columns measured, flat exit side assumed; where measured is F, assumed from the lattice'
-    pics, table = _pictures(m, columns, atoms), columns[[k for k in columns if not k.startswith('p_')]].round(3)
+    pngs = [as_png(ax.figure, DPI) for ax in (show_columns(m, columns), plot_model(atoms))]
+    pics, table = _pictures(*pngs), columns[[k for k in columns if not k.startswith('p_')]].round(3)
     made = dict(params, sampling_nm=m.sampling/NM, model=card_settings(card), lattice_scale=fit.scale, **provenance())
     with whole_folder(out) as tmp:
         columns.round(4).to_csv(tmp/'columns.csv', index=False)
         ase.io.write(tmp/'model.xyz', atoms, format='extxyz')
-        for p, name in zip(pics, ('heights.png', 'model.png')): (tmp/name).write_bytes(b64decode(p['src'].split(',')[1]))
+        for png, name in zip(pngs, ('heights.png', 'model.png')): (tmp/name).write_bytes(png)
         write_json(tmp/'run.json', made)
         record = '\n'.join(f'{k}: {v}' for k, v in made.items())
         (tmp/'report.html').write_text(html_page(m.name, text, table, pics, [*m.notes, CAUTION], record, 'Columns', LEGEND), encoding='utf-8')

@@ -140,6 +140,12 @@ def test_in_a_browser_a_bad_file_is_refused(tab):
     shown(tab, 'refused')
 
 
+def test_in_a_browser_a_file_can_be_dropped(tab):
+    dropped = tab.evaluate_handle("""() => { const d = new DataTransfer(); d.items.add(new File(['no micrograph'], 'dropped.dm4')); return d; }""")
+    tab.dispatch_event('body', 'drop', {'dataTransfer': dropped})
+    tab.get_by_role('alert').filter(has_text='dropped.dm4').wait_for()
+
+
 def test_in_a_browser_a_micrograph_is_read(tab, tmp_path):
     from nanoshape.recipes import load_recipe
     from nanoshape.studies import simulated_micrograph
