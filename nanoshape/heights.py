@@ -72,15 +72,20 @@ def passed(
 # %% ../nbs/23_heights.ipynb #58b58f0b
 class HeightLoader(WaveLoader):
     "fastai `DataLoader` over samples of a store of columns: batches are (network input, map of `goal`), fresh each epoch."
-    def __init__(self, store, idx, goal='heights', before=None, bs=16, **kwargs):
+    def __init__(self, store, idx, goal='heights', before=None, bs=16, crop=None, bright=0, **kwargs):
         super().__init__(store, idx, np.zeros(len(idx), int), bs, **kwargs)
         self.far, self.goal, self.before = torch.from_numpy(store.maps(idx)), goal, before
+        self.crop, self.bright = crop or store.recipe.out_gpts, bright
     def after_batch(self, b):
         waves, maps, n, _ = b
         parts = [(rows, self._seen(part, waves[rows], maps[rows], k)) for part, rows, k in self.store.parts(n.cpu().numpy())]
-        x = torch.cat([x for _, x in parts])
+        x = torch.cat([x for _, x in parts])[..., self._window(n), :][..., self._window(n, 'x')]
         return passed(self.before, x[:, :1]), x[:, 1:2] if self.goal == 'clean' else x[:, 2].round().long()
+    def _window(self, n, axis='y'):  # where the batch is cropped
+        a = int(torch.randint(self.far.shape[-1] - self.crop + 1, (), generator=torch_rng(self.seed, 'crop', axis, self.draws, int(n[0]))))
+        return slice(a, a + self.crop)
     def _seen(self, part, waves, maps, numbers):  # image, clean image and map, moved alike
+        if self.draws <= self.bright: part = part.imaged(dose=bounds(part.recipe.dose)[1])
         together = torch.cat([noisy_and_clean(part, waves, numbers, self.draws), maps[:, None].float()], 1)
         return moved(together, part.recipe, torch_rng(part.recipe.seed, 'moved', self.draws, *numbers[:1], device=waves.device))
 
@@ -108,18 +113,23 @@ def height_loaders(
     outputs:int|None=None,  # of the network; default: one per class, or one for clean images
     bs:int=16,
     before:nn.Module|None=None,  # what every image passes first, such as a denoiser
+    crop:int|None=None,  # pixels, a multiple of 32: train on windows of the images
+    bright:int=0,  # epochs, from the first, in which all images have the recipe's highest dose
     device:torch.device|None=None,  # default: CUDA where there is one
 )->DataLoaders:
-    "Fresh images for training, frozen ones for validation. Raises `UserError` for an unknown goal and for structures on both sides."
+    """Fresh images for training, frozen ones for validation. Raises `UserError` for an unknown goal, for a window that does not fit and
+    for structures on both sides."""
     if goal not in GOALS: raise UserError(f'there is no goal {goal!r}: choose one of {", ".join(GOALS)}')
+    if crop and (crop % 32 or not 0 < crop <= store.recipe.out_gpts):
+        raise UserError(f'windows of {crop} pixels: give a multiple of 32 up to {store.recipe.out_gpts}')
     check_split(store.labels, train, valid)
     device, names = device or default_device(), height_classes(store.recipe)
     x, y = frozen_pixels(store, valid, goal)
     fixed = list(zip(passed(before, x.to(device)).cpu(), y))
-    dls = DataLoaders(HeightLoader(store, train, goal, before, bs, shuffle=True, drop_last=len(train) > bs, device=device),
+    dls = DataLoaders(HeightLoader(store, train, goal, before, bs, crop, bright, shuffle=True, drop_last=len(train) > bs, device=device),
                       DataLoader(fixed, bs=bs, device=device))
     dls.vocab = names[:outputs] if outputs else names if goal == 'heights' else ['clean']
-    asked = f'{[fingerprint(p.recipe) for p, _, _ in store.parts(range(len(store)))]} {list(train)} {list(valid)} {goal} {bs}'
+    asked = f'{[fingerprint(p.recipe) for p, _, _ in store.parts(range(len(store)))]} {list(train)} {list(valid)} {goal} {bs} {crop} {bright}'
     dls.about = hashlib.sha256(asked.encode()).hexdigest()[:12]
     return dls
 
@@ -199,12 +209,14 @@ def train_heights(
     power:float=.5,  # as in `class_weights`
     arch:str='unet',
     before:nn.Module|None=None,  # what every image passes first, such as a denoiser
+    crop:int|None=None,  # as in `height_loaders`
+    bright:int=0,  # batches at the start in which all images have the recipe's highest dose, rounded up to epochs
 )->nn.Module:
     "A network trained on fresh images; goes on behind the last finished epoch of a killed training. Raises `UserError` for an unknown head."
     if head not in HEADS: raise UserError(f'there is no head {head!r}: choose one of {", ".join(HEADS)}')
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     goal = 'clean' if head == 'denoiser' else 'heights'
-    dls = height_loaders(store, fit, watch, goal, 1 if head == 'regression' else None, bs, before)
+    dls = height_loaders(store, fit, watch, goal, 1 if head == 'regression' else None, bs, before, crop, -(-bright*bs//len(fit)))
     weights = class_weights(store.maps(fit), len(height_classes(store.recipe)), power)
     loss = {'classes': ClassLoss(weights, smooth/store.sampling), 'regression': HeightLoss(weights), 'denoiser': F.mse_loss}[head]
     dls.about += f' {head} {smooth} {power} {before is not None}'

@@ -69,6 +69,25 @@ def test_fresh_images_depend_on_epoch_and_sample_alone(store):
     assert torch.equal(a, b) and not torch.equal(a, c.one_batch()[0])
 
 
+def test_a_window_is_cut_out_of_image_and_map(store):
+    draw = lambda **how: height_loaders(store, range(8), [9], bs=8, **how).train.one_batch()
+    (x, y), (small, there) = draw(), draw(crop=32)
+    assert small.shape == (8, 1, 32, 32) and there.shape == (8, 32, 32)
+    n = x.shape[-1] - 31
+    at = [(i, j) for i in range(n) for j in range(n) if torch.equal(x[..., i:i + 32, j:j + 32], small)]
+    assert len(at) == 1 and torch.equal(y[:, at[0][0]:at[0][0] + 32, at[0][1]:at[0][1] + 32], there)
+    for crop in (33, 4096, -32):
+        with pytest.raises(UserError, match='multiple of 32'):
+            draw(crop=crop)
+
+
+def test_bright_images_come_first(store):
+    loader = height_loaders(store.imaged(dose={'loguniform': [30, 1e6]}), range(8), [9], bs=8, bright=1).train
+    all_bright = height_loaders(store.imaged(dose=1e6), range(8), [9], bs=8).train
+    assert torch.equal(loader.one_batch()[0], all_bright.one_batch()[0])
+    assert not torch.allclose(loader.one_batch()[0], all_bright.one_batch()[0], atol=.1)
+
+
 def test_clean_goals_have_no_noise(store):
     x, y = frozen_pixels(store.imaged(dose=100), range(3), 'clean')
     _, z = frozen_pixels(store.imaged(dose=9000), range(3), 'clean')
