@@ -28,7 +28,7 @@ def pictures(path):
 
     figures.sliders = kept
     try:
-        space = {}
+        space = {'display': lambda *a, **k: None}  # as in a notebook
         for c in json.loads(path.read_text(encoding='utf-8'))['cells']:
             if c['cell_type'] == 'code':
                 with contextlib.redirect_stdout(io.StringIO()):
