@@ -11,9 +11,11 @@ import json, os, shutil, subprocess, sys, zlib
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch, yaml
+import yaml
+if TYPE_CHECKING: import torch
 
 # %% ../nbs/00_core.ipynb #6a54d4a6
 class UserError(ValueError):
@@ -53,9 +55,10 @@ def rng(
 def torch_rng(
     seed:int,  # as for `rng`
     *keys:int|str,  # as for `rng`
-    device:str|torch.device='cpu',  # where the numbers are wanted
-)->torch.Generator:
+    device:'str|torch.device'='cpu',  # where the numbers are wanted
+)->'torch.Generator':
     "A torch generator on `device`, derived from `seed` and `keys` like `rng`."
+    import torch
     return torch.Generator(device).manual_seed(int(rng(seed, *keys).integers(2**62)))
 
 # %% ../nbs/00_core.ipynb #8048fcb1
@@ -63,12 +66,13 @@ def seed_everything(
     seed:int,  # any whole number
 ):
     "Seed the global generators of Python, NumPy and torch (new weights and shuffling draw from them)."
-    import random
+    import random, torch
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #66745318
-def default_device()->torch.device:
+def default_device()->'torch.device':
     "CUDA where there is one, else the CPU."
+    import torch
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 # %% ../nbs/00_core.ipynb #d7322f92

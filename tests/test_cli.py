@@ -46,6 +46,10 @@ def test_the_command_is_installed():
     assert e.value == 'nanoshape.cli:main'
 
 
+def test_help_and_mistyped_options_need_not_wait_for_torch():
+    assert subprocess.run([sys.executable, '-c', "import sys, nanoshape.cli; sys.exit('torch' in sys.modules)"], cwd=ROOT).returncode == 0
+
+
 def test_analyse_writes_a_whole_report(picture, run, tmp_path):
     out = tmp_path/'report'
     args = ('analyse', picture, '--pixel-size', '.06', '--model', run[0]/'model.safetensors', '--out', out)
