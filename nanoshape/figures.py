@@ -50,7 +50,7 @@ def scale_bar(
     nm = min((m*10.**e for e in range(-2, 4) for m in (1, 2, 5)), key=lambda v: abs(v - field/5))
     n, bottom = nm*NM/sampling, max(ax.get_ylim())
     ax.add_patch(Rectangle((.05*width, bottom - .055*width), n, .018*width, color='white', lw=0, path_effects=rim(2)))
-    ax.text(.05*width + n/2, bottom - .07*width, f'{nm:g} nm', color='white', ha='center', va='bottom', fontsize=8, fontweight='bold',
+    ax.text(.05*width, bottom - .07*width, f'{nm:g} nm', color='white', ha='left', va='bottom', fontsize=8, fontweight='bold',
             path_effects=rim(2))
 
 # %% ../nbs/01_figures.ipynb #725edd76
