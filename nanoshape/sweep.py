@@ -85,6 +85,7 @@ def load_sweep(
     notebook, runs = project_root()/spec['notebook'], {}
     for g in grids: runs |= {re.sub(r'[^\w=.,+-]+', '_', ','.join(f'{k}={r[k]}' for k in g['grid'])): r for r in grid(g)}
     if not runs: raise UserError(f'{path}: {profile} has no runs')
+    if any('keep' in g for g in grids[1:]): raise UserError(f'{path}: `keep` is for the first run of {profile}, so it belongs to the first grid')
     if not notebook.is_file(): raise UserError(f'{path}: there is no notebook {spec["notebook"]}')
     if len(runs) < sum(len(grid(g)) for g in grids): raise UserError(f'{path}: two runs of {profile} have the same values in their grids')
     for r in runs.values():

@@ -75,6 +75,8 @@ def test_runs_share_out_the_cores_and_a_file_to_keep_must_be_there(spec, noteboo
     laptop = dict(grid=dict(seed=[0]), keep={'absent.npz': str(tmp_path/'kept.npz'), 'threads': str(tmp_path/'kept')})
     with pytest.raises(UserError, match='keeps absent.npz'):
         sweep(spec(laptop=laptop), out=tmp_path/'runs', table=tmp_path/'t.csv', workers=64)
+    with pytest.raises(UserError, match='first grid'):
+        sweep(spec(laptop=[dict(grid=dict(seed=[0])), dict(laptop, grid=dict(seed=[1]))]), out=tmp_path/'runs', table=tmp_path/'t.csv')
     assert not (tmp_path/'kept.npz').exists() and (tmp_path/'t.csv').is_file(), 'the table is there all the same'
     laptop['keep'].pop('absent.npz')
     sweep(spec(laptop=laptop), out=tmp_path/'runs', table=tmp_path/'t.csv')
