@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'TWINNED', 'CUBIC', 'LEAST', 'FEWEST', 'DISTANCE', 'DENSITY', 'single_crystal', 'misorientation',
-           'polycrystal', 'twin', 'amorphous_particle']
+           'polycrystal', 'twin', 'amorphous_particle', 'faceted']
 
 # %% ../nbs/05_grains.ipynb #cf0a57ad
+from itertools import product
+
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_masses, atomic_numbers
@@ -157,3 +159,22 @@ def _pushed(p, pairs, distance, r):  # close pairs moved apart by a little more 
     np.add.at(move, pairs[:, 0], -step); np.add.at(move, pairs[:, 1], step)
     p = p + move
     return p*np.minimum(1, r/np.maximum(np.linalg.norm(p, axis=1, keepdims=True), 1e-9))
+
+# %% ../nbs/05_grains.ipynb #ff13026d
+_FACETS = np.array([*product((-1, 1), repeat=3)])/3**.5, np.array([*np.eye(3), *-np.eye(3)])  # normals of {111} and {100}
+
+def faceted(
+    grain:Atoms,  # of one crystal or several
+    generator:np.random.Generator,
+)->Atoms:
+    "The grain without what lies beyond its facets. Raises `UserError` for an amorphous particle."
+    if 'domains' not in grain.info: raise UserError('an amorphous particle has no facets: give a particle of crystals')
+    r, p, domain = grain.info['size']/2, grain.positions, grain.arrays['domain']
+    out, least = np.zeros(len(p), bool), 3**-.5
+    while np.bincount(domain[out], minlength=len(grain.info['domains'])).min() < FEWEST:
+        far, least = [r*generator.uniform(least, 1) + 1e-6 for _ in _FACETS], (9*least + 1)/10  # a small crystal at the rim needs them farther out
+        inside = [np.all([(p@np.array(t)@n.T <= d).all(1) for n, d in zip(_FACETS, far)], 0) for t in grain.info['domains']]
+        out = np.choose(domain, inside)
+    new = grain[out]
+    new.info['facets'] = far
+    return new

@@ -20,7 +20,7 @@ from scipy.spatial import ConvexHull
 from skimage.draw import disk, polygon
 from .columns import SURFACES, column_crystal, column_table, tilted, with_adatoms, with_vacancies, zone
 from .core import NM, UserError, read_yaml, rng
-from .grains import MODELS, TWINNED, amorphous_particle, polycrystal, single_crystal, twin
+from .grains import MODELS, TWINNED, amorphous_particle, faceted, polycrystal, single_crystal, twin
 from .microscope import Microscope
 from .multislice import exit_waves
 from .orientations import axis_angle, even_rotations, random_rotation, rotated, zone_angles
@@ -100,6 +100,7 @@ class Objects:
     truncation: Spread = 1/3  # of truncated octahedra
     surface_energies: dict|None = None  # of Wulff shapes, under '111', '100' …
     models: float = 0.  # grains: share of closed-shell models among crystals
+    facets: float = 0.  # grains: share of the other crystals that have {111} and {100} facets
     material: str = 'CeO2'  # columns: or an fcc metal
     zone: str = '110'  # columns: or 100
     heights: tuple = (3, 10)  # columns: atoms, least and most
@@ -144,7 +145,7 @@ def _sampling(self:Recipe)->float: return self.box_nm*NM/self.out_gpts
 Recipe.sampling = _sampling  # Å per pixel of the stored waves
 Recipe.__len__ = lambda self: self.structures*self.views
 
-LATER = {'touching': 0.}  # keys that are younger than the first data sets, and what was so before
+LATER = {'touching': 0., 'facets': 0.}  # keys that are younger than the first data sets, and what was so before
 
 def fingerprint(recipe:Recipe)->str:
     "Twelve hexadecimal digits that depend on every value of the recipe."
@@ -203,7 +204,7 @@ def _check_values(r):
     if r.out_gpts > r.gpts: raise UserError('out_gpts must not exceed gpts')
     if len(r.heights) != 2 or not all(isinstance(h, int) for h in r.heights) or not 1 <= r.heights[0] <= r.heights[1] <= 100:
         raise UserError(f'heights must be two whole numbers from 1 to 100, the smaller first, not {list(r.heights)!r}')
-    for k, low, high in (('vacancies', 0, .5), ('adatoms', 0, 1), ('models', 0, 1), ('touching', 0, 1), ('truncation', 0, .5),
+    for k, low, high in (('vacancies', 0, .5), ('adatoms', 0, 1), ('models', 0, 1), ('facets', 0, 1), ('touching', 0, 1), ('truncation', 0, .5),
                          ('particles', 0, 10000)):
         b = bounds(getattr(r, k))
         if b[0] < low or b[1] > high or (k == 'truncation' and not low < b[0] <= b[1] < high):
@@ -258,8 +259,9 @@ def _grain(r, name, g):
     if g.random() < r.models:
         choices = [m for m in MODELS if (m[0] in TWINNED) == poly]
         return closed_shell(*choices[g.integers(len(choices))], element=r.element)
-    if poly: return (twin if r.models and g.random() < .2 else polycrystal)(size, g, r.element)
-    return single_crystal(size, g, r.element)
+    make = single_crystal if not poly else twin if r.models and g.random() < .2 else polycrystal
+    p = make(size, g, r.element)
+    return faceted(p, g) if r.facets and g.random() < r.facets else p
 
 # %% ../nbs/09_recipes.ipynb #adbd8709
 def _columns(r, name, g):

@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 
 from nanoshape.columns import CERIA, SURFACES, column_crystal, column_table, tilted, with_adatoms, with_vacancies, zone
 from nanoshape.core import UserError, rng
-from nanoshape.grains import CUBIC, LEAST, MODELS, amorphous_particle, misorientation, polycrystal, single_crystal, twin
+from nanoshape.grains import CUBIC, FEWEST, LEAST, MODELS, amorphous_particle, faceted, misorientation, polycrystal, single_crystal, twin
 from nanoshape.orientations import axis_angle, random_rotation
 from nanoshape.structures import closed_shell
 
@@ -55,6 +55,23 @@ def test_twins_keep_all_neighbours(diameter, seed):
     assert nearest(p).min() >= BOND*(1 - 1e-6)
     assert (cKDTree(p.positions).query_ball_point(p.positions[inner], 1.1*BOND, return_length=True) == 13).all()
     assert np.isclose(np.degrees(misorientation(*p.info['domains'])), 60)
+
+
+@given(st.floats(10, 40), seeds, st.sampled_from([single_crystal, polycrystal, twin]))
+@settings(max_examples=20, deadline=None)
+def test_facets_are_planes_of_each_crystal(diameter, seed, make):
+    """What is left lies within {111} and {100} planes of its own crystal, what is gone beyond one of them; no crystal is lost."""
+    whole = make(diameter, rng(seed))
+    p = faceted(whole, rng(seed, 'facets'))
+    octahedron, cube = p.info['facets']
+    assert diameter/2/3**.5 <= min(octahedron, cube) and max(octahedron, cube) <= diameter/2*1.001
+    def inside(a):
+        own = np.abs(np.einsum('ni,nij->nj', a.positions, np.array(whole.info['domains'])[a.arrays['domain']]))  # along the own crystal's axes
+        return (own.sum(1)/3**.5 <= octahedron + 1e-6) & (own.max(1) <= cube + 1e-6)
+    assert inside(p).all() and inside(whole).sum() == len(p) <= len(whole)
+    assert np.bincount(p.arrays['domain'], minlength=len(whole.info['domains'])).min() >= FEWEST
+    with pytest.raises(UserError, match='no facets'):
+        faceted(amorphous_particle(12, rng(0)), rng(0))
 
 
 def test_misorientation_knows_the_symmetry():

@@ -11,7 +11,7 @@ from conftest import ROOT
 from nanoshape.core import NM, UserError, rng, torch_rng
 from nanoshape.data import check_split, dataloaders, fresh_images, frozen_images, save_images, write_card
 from nanoshape.microscope import images, take
-from nanoshape.recipes import KINDS, SPREADS_TAKE, bounds, class_of, conditions, draw, load_recipe, make_recipe, sample, truth_map, waves_of
+from nanoshape.recipes import KINDS, SPREADS_TAKE, bounds, class_of, conditions, draw, fingerprint, load_recipe, make_recipe, sample, truth_map, waves_of
 
 SMALL = dict(name='small', structures=6, size_nm=2, box_nm=4, gpts=96, out_gpts=64, support_nm=.5)
 spreads = st.one_of(
@@ -197,3 +197,14 @@ def test_each_image_has_its_own_detector_if_the_recipe_says_so():
     seen, alone = (images(flat[:len(c.mtf)], c, r.sampling, torch_rng(0)) for c in (m, take(m, slice(0, 1))))
     assert torch.allclose(seen.var((1, 2)).argsort(), m.mtf.argsort()) and torch.allclose(seen[0], alone[0], rtol=1e-4)
     with pytest.raises(UserError, match='mtf'): make_recipe(**SMALL, mtf={'uniform': [0, .5]})
+
+
+def test_facets_are_for_crystals_and_change_no_older_data_set():
+    plain = make_recipe(name='x', kind='grains', size_nm=2.5, support_nm=0, box_nm=4)
+    cut = make_recipe(name='x', kind='grains', size_nm=2.5, support_nm=0, box_nm=4, facets=1.)
+    a, b = ([sample(r, i)[1] for i in range(3)] for r in (plain, cut))
+    assert [x['class'] for x in a] == ['amorphous', 'monocrystalline', 'polycrystalline']
+    assert a[0]['n_atoms'] == b[0]['n_atoms'] and all(x['n_atoms'] > y['n_atoms'] for x, y in zip(a[1:], b[1:]))
+    assert fingerprint(plain) == fingerprint(make_recipe(name='x', kind='grains', size_nm=2.5, support_nm=0, box_nm=4, facets=0.)) != fingerprint(cut)
+    with pytest.raises(UserError, match='facets'):
+        make_recipe(name='x', kind='grains', facets=1.5)
