@@ -11,7 +11,8 @@ from conftest import ROOT
 from nanoshape.core import NM, UserError, rng, torch_rng
 from nanoshape.data import check_split, dataloaders, fresh_images, frozen_images, save_images, write_card
 from nanoshape.microscope import images, take
-from nanoshape.recipes import KINDS, SPREADS_TAKE, bounds, class_of, conditions, draw, fingerprint, load_recipe, make_recipe, sample, truth_map, waves_of
+from nanoshape.recipes import (KINDS, SPREADS_TAKE, bounds, class_of, conditions, draw, fingerprint, load_recipe, make_recipe, sample,
+                                truth_map, waves_of)
 
 SMALL = dict(name='small', structures=6, size_nm=2, box_nm=4, gpts=96, out_gpts=64, support_nm=.5)
 spreads = st.one_of(
