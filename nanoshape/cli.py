@@ -49,6 +49,7 @@ def _default_out(a):  # a folder under runs/ that bears the name of what is anal
 def _options(a):  # how files are read
     return dict(sampling=None if a.pixel_size is None else a.pixel_size*NM, frame=a.frame, inverted=True if a.inverted else None)
 
+# %% ../nbs/26_cli.ipynb #e533653d
 def kept_detector(
     choice:str|None=None,  # a model file, or 'darkness'; default: the project's network, if there is one
 ):
@@ -72,6 +73,7 @@ def kept_crystals(
     if missing: raise UserError(f'{file} is no network for crystallinity in micrographs (its card lacks {", ".join(missing)}): name another')
     return model, card
 
+# %% ../nbs/26_cli.ipynb #0643cf28
 def _read(a):  # the micrograph of the command line
     from nanoshape.reading import read
     return read(a.image, **_options(a))
