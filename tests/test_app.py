@@ -79,7 +79,7 @@ def address():
         url = re.search(r'http://localhost:\d+/\?token=\S+', p.stdout.readline())[0]
         for _ in range(240):
             try:
-                urllib.request.urlopen(url.split('/?')[0] + '/voila/static/none', timeout=5)
+                urllib.request.urlopen(url.split('/?')[0] + '/voila/static/none', timeout=5).close()
                 break
             except urllib.error.HTTPError:  # it answers
                 break
