@@ -7,8 +7,6 @@ __all__ = ['MODELS', 'TWINNED', 'CUBIC', 'LEAST', 'FEWEST', 'DISTANCE', 'DENSITY
            'polycrystal', 'twin', 'amorphous_particle', 'faceted']
 
 # %% ../nbs/05_grains.ipynb #cf0a57ad
-from itertools import product
-
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_masses, atomic_numbers
@@ -17,7 +15,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from .core import NM, UserError
 from .orientations import axis_angle, random_rotation, reduced, symmetry_rotations
-from .structures import closed_shell, fcc_points, lattice_constant
+from .structures import closed_shell, fcc_points, lattice_constant, polyhedron
 
 # %% ../nbs/05_grains.ipynb #cfd9c428
 def _checked(diameter, element, a):  # radius, lattice constant
@@ -161,7 +159,7 @@ def _pushed(p, pairs, distance, r):  # close pairs moved apart by a little more 
     return p*np.minimum(1, r/np.maximum(np.linalg.norm(p, axis=1, keepdims=True), 1e-9))
 
 # %% ../nbs/05_grains.ipynb #ff13026d
-_FACETS = np.array([*product((-1, 1), repeat=3)])/3**.5, np.array([*np.eye(3), *-np.eye(3)])  # normals of {111} and {100}
+_FACETS = [polyhedron(s).normals for s in ('octahedron', 'cube')]  # {111} and {100}
 
 def faceted(
     grain:Atoms,  # of one crystal or several
@@ -176,5 +174,5 @@ def faceted(
         inside = [np.all([(p@np.array(t)@n.T <= d).all(1) for n, d in zip(_FACETS, far)], 0) for t in grain.info['domains']]
         out = np.choose(domain, inside)
     new = grain[out]
-    new.info['facets'] = far
+    new.info['facet_distances'] = far  # Å, of {111} and {100}
     return new

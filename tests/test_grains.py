@@ -63,7 +63,7 @@ def test_facets_are_planes_of_each_crystal(diameter, seed, make):
     """What is left lies within {111} and {100} planes of its own crystal, what is gone beyond one of them; no crystal is lost."""
     whole = make(diameter, rng(seed))
     p = faceted(whole, rng(seed, 'facets'))
-    octahedron, cube = p.info['facets']
+    octahedron, cube = p.info['facet_distances']
     assert diameter/2/3**.5 <= min(octahedron, cube) and max(octahedron, cube) <= diameter/2*1.001
     def inside(a):
         own = np.abs(np.einsum('ni,nij->nj', a.positions, np.array(whole.info['domains'])[a.arrays['domain']]))  # along the own crystal's axes
