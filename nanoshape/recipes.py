@@ -291,7 +291,9 @@ def _labels(r, p, turned):  # what is known of one particle
     out = dict(size=float(p.info.get('size', 2*np.linalg.norm(p.positions, axis=1).max())), n_atoms=len(p), **projected_sizes(turned))
     if r.kind in ('particles', 'grains'): out['volume_equivalent_diameter'] = volume_equivalent_diameter(p) if 'a' in p.info else np.nan
     if r.kind == 'particles': out |= dict(shape=p.info['shape'], **zone_angles(turned.info['rotation']))
-    if r.kind == 'grains': out['domains'] = len(p.info.get('domains', [0]))
+    if r.kind == 'grains':
+        out['domains'] = len(p.info.get('domains', [0]))
+        if r.facets: out['faceted'] = int('facet_distances' in p.info)
     if r.kind == 'columns': out |= dict(tilt=p.info.get('tilt', turned.info['tilt'])[0], columns=len(column_table(p)))
     return out
 

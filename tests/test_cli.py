@@ -3,6 +3,9 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,13 +13,23 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT
-from nanoshape.cli import kept_model
+from nanoshape.cli import kept_model, main
 
 
-def nanoshape(*args, cwd=ROOT):
-    command = [sys.executable, '-W', 'ignore', '-c', 'import sys; from nanoshape.cli import main; sys.exit(main())', *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT)})
+def command(*args):
+    """The command in a process of its own."""
+    line = [sys.executable, '-W', 'ignore', '-c', 'import sys; from nanoshape.cli import main; sys.exit(main())', *map(str, args)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+
+
+def nanoshape(*args):
+    """The command in this process, which need not import everything again."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as said, chdir(ROOT):
+        try:
+            status = main([*map(str, args)])
+        except SystemExit as e:
+            status = e.code
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=said.getvalue())
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +46,7 @@ def picture(tmp_path_factory):
 
 
 def test_help_tells_a_newcomer_what_to_do():
-    done = nanoshape('--help')
+    done = command('--help')
     assert done.returncode == 0
     for word in ('demo', 'analyse', 'Start with'):
         assert word in done.stdout
@@ -53,7 +66,7 @@ def test_help_and_mistyped_options_need_not_wait_for_torch():
 def test_analyse_writes_a_whole_report(picture, run, tmp_path):
     out = tmp_path/'report'
     args = ('analyse', picture, '--pixel-size', '.06', '--model', run[0]/'model.safetensors', '--out', out)
-    done = nanoshape(*args)
+    done = command(*args)
     assert done.returncode == 0, done.stderr
     assert {p.name for p in out.iterdir()} == {'report.html', 'particles.csv', f'{picture.stem}_labels.tif', 'overlay.png', 'confusion.png',
                                                'curves.png', 'run.json'}

@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 
@@ -122,24 +124,43 @@ def test_links_lead_somewhere(path):
     assert not [l for l in links if not (path.parent/l).exists()]
 
 
-def execute(path, tmp_path):
-    """Run a notebook in a process of its own; the result goes to a temporary folder."""
-    command = [sys.executable, '-W', 'ignore', '-m', 'nbconvert', '--to', 'notebook', '--execute', '--output-dir', str(tmp_path), str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'MPLBACKEND': ''}, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((tmp_path/path.name).read_text())['cells']
+def cells_run(path):
+    """Run a notebook's cells in this process; their outputs, a list for each cell."""
+    from execnb.nbio import read_nb
+    from execnb.shell import CaptureShell
+    from matplotlib import rc_context
+    os.environ.pop('MPLBACKEND', None)
+    os.chdir(path.parent)
+    shell, book = CaptureShell(mpl_format='png'), read_nb(path)
+    with rc_context(): shell.run_all(book, exc_stop=True)
+    return [c.get('outputs', []) for c in book.cells]
 
 
-@pytest.mark.parametrize('path', **ids([*LIBRARY, *READING]))
+@pytest.fixture(scope='module')
+def shell():
+    """A process in which notebooks run one after the other, so that the libraries are imported once."""
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+        yield lambda path: pool.submit(cells_run, path).result(timeout=900)
+
+
+@pytest.mark.parametrize('path', **ids(LIBRARY))
+def test_library_notebook_runs(path, shell):
+    shell(path)
+
+
+@pytest.mark.parametrize('path', **ids(READING))
 def test_notebook_runs(path, tmp_path):
-    execute(path, tmp_path)
+    """In a kernel of its own, as readers do."""
+    command = [sys.executable, '-W', 'ignore', '-m', 'nbconvert', '--to', 'notebook', '--execute', '--output-dir', str(tmp_path), str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'MPLBACKEND': ''}, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize('path', **ids(FIGURES))
-def test_figure_rebuilds_from_results_alone(path, tmp_path):
+def test_figure_rebuilds_from_results_alone(path, shell):
     code = '\n'.join(source(c) for c in cells(path) if c['cell_type'] == 'code')
     assert 'data/results' in code and not re.search(r'nanoshape\.(store|train|studies|multislice)', code)
-    assert any('image/png' in o.get('data', {}) for c in execute(path, tmp_path) for o in c.get('outputs', []))
+    assert any('image/png' in o.get('data', {}) for outputs in shell(path) for o in outputs)
 
 
 @pytest.mark.parametrize('path', **ids(EXPERIMENTS))
