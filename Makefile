@@ -1,5 +1,6 @@
 # make demo        set up and run the main job; IMAGE=micrograph.dm4 PIXEL_SIZE=0.0586 (nm per pixel) reads your own
-# make test        set up and run the tests
+# make test        set up and run the tests, but for the slowest
+# make test-all    with these: every tutorial and every experiment, at smoke size
 # make notebooks   run the library notebooks and keep their outputs (after editing: make export)
 # make docs        the notebooks, a reference and a search as web pages in docs/site/index.html (two minutes)
 # make export      write nanoshape/ from the notebooks and clean them
@@ -9,14 +10,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.nanoshape-installed
 NOTEBOOKS ?= nbs/*.ipynb nbs/figures/*.ipynb
 
-.PHONY: demo test docs notebooks export clean
+.PHONY: demo test test-all docs notebooks export clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/nanoshape demo $(if $(IMAGE),--image '$(IMAGE)') $(if $(PIXEL_SIZE),--pixel-size '$(PIXEL_SIZE)') $(if $(FRAME),--frame '$(FRAME)') $(if $(OUT),--out '$(OUT)')
 
-test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 15
+test test-all: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 15 $(if $(filter test,$@),-m 'not slow')
 
 docs: $(READY)
 	PYTHONWARNINGS=ignore $(BIN)/python docs/build.py

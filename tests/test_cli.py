@@ -115,6 +115,7 @@ def test_the_demo_refuses_a_bad_image_before_it_trains(tmp_path):
     assert nanoshape('demo', '--structures', '0').returncode == 2
 
 
+@pytest.mark.slow
 def test_a_small_demo_from_end_to_end(picture, tmp_path):
     args = ('demo', '--train', '--structures', '40', '--epochs', '1', '--image', picture, '--pixel-size', '.06', '--out', tmp_path/'demo')
     done = nanoshape(*args)

@@ -23,6 +23,11 @@ def ids(paths):
     return {'argvalues': paths, 'ids': [p.stem for p in paths]}
 
 
+def slow(paths, but):
+    """As `ids`; all but one are for `make test-all`."""
+    return {'argvalues': [pytest.param(p, id=p.stem, marks=[] if p.stem == but else pytest.mark.slow) for p in paths]}
+
+
 def cells(path):
     return json.loads(path.read_text(encoding='utf-8'))['cells']
 
@@ -148,7 +153,7 @@ def test_library_notebook_runs(path, shell):
     shell(path)
 
 
-@pytest.mark.parametrize('path', **ids(READING))
+@pytest.mark.parametrize('path', **slow(READING, 'index'))
 def test_notebook_runs(path, tmp_path):
     """In a kernel of its own, as readers do."""
     command = [sys.executable, '-W', 'ignore', '-m', 'nbconvert', '--to', 'notebook', '--execute', '--output-dir', str(tmp_path), str(path)]
@@ -163,7 +168,7 @@ def test_figure_rebuilds_from_results_alone(path, shell):
     assert any('image/png' in o.get('data', {}) for outputs in shell(path) for o in outputs)
 
 
-@pytest.mark.parametrize('path', **ids(EXPERIMENTS))
+@pytest.mark.parametrize('path', **slow(EXPERIMENTS, 'shape_study'))
 def test_experiment_runs_through_papermill(path, tmp_path):
     from resource import RUSAGE_CHILDREN, getrusage
     from nanoshape.sweep import run_notebook
