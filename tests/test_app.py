@@ -95,7 +95,7 @@ def address():
 
 def test_only_who_has_the_token_is_let_in(address):
     base, token = address.split('/?token=')
-    answer = urllib.request.urlopen(base + '/', timeout=60)
+    answer = urllib.request.urlopen(base + '/', timeout=300)
     assert '/login' in answer.url and 'Page()' not in answer.read().decode() and len(token) > 15
 
 
@@ -111,7 +111,7 @@ def tab(address):
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=where, args=quiet)
         t = browser.new_page(viewport={'width': 1280, 'height': 1100}, accept_downloads=True)
-        t.set_default_timeout(120_000)
+        t.set_default_timeout(300_000)
         t.goto(address)
         t.get_by_role('button', name='Take the sample').wait_for()
         yield t
