@@ -1,6 +1,6 @@
 # make demo        set up and run the main job; IMAGE=micrograph.dm4 PIXEL_SIZE=0.0586 (nm per pixel) reads your own
 # make test        set up and run the tests, but for the slowest
-# make test-all    with these: every tutorial and every experiment, at smoke size
+# make test-all    with these: every experiment at smoke size
 # make notebooks   run the library notebooks and keep their outputs (after editing: make export)
 # make docs        the notebooks, a reference and a search as web pages in docs/site/index.html (two minutes)
 # make export      write nanoshape/ from the notebooks and clean them

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKERS', 'PALETTE', 'UNDETERMINED', 'use_style', 'rim', 'scale_bar', 'show_image', 'show_images', 'plot_confusion',
            'plot_scores', 'plot_runs', 'plot_matrix', 'plot_range', 'plot_curves', 'triangle_xy', 'plot_triangle',
-           'as_png', 'sliders']
+           'as_png', 'emptied', 'sliders']
 
 # %% ../nbs/01_figures.ipynb #bd766359
 from collections.abc import Callable, Sequence
@@ -77,11 +77,13 @@ def show_images(
     titles:Sequence[str]=(),
     ncols:int=5,
     size:float=1.35,  # inches per image
+    axs:np.ndarray|None=None,  # of an earlier call with as many images, to be used again
     **kwargs,  # for `imshow`
 )->np.ndarray:  # the axes
     "Show several images in a grid."
     nrows = -(-len(images)//ncols)
-    _, axs = plt.subplots(nrows, ncols, figsize=(size*ncols, (size + .15*bool(len(titles)))*nrows), squeeze=False)
+    if axs is None: axs = plt.subplots(nrows, ncols, figsize=(size*ncols, (size + .15*bool(len(titles)))*nrows), squeeze=False)[1]
+    else: emptied(axs)
     for ax in axs.flat[len(images):]: ax.axis('off')
     for i, (im, ax) in enumerate(zip(images, axs.flat)): show_image(im, sampling, ax, titles[i] if len(titles) else '', **kwargs)
     return axs
@@ -215,25 +217,33 @@ def as_png(
 )->bytes:
     "A figure as PNG; it is closed."
     fig.set_dpi(dpi)
-    canvas, buffer = FigureCanvasAgg(fig), BytesIO()
+    canvas, buffer = fig.canvas if type(fig.canvas) is FigureCanvasAgg else FigureCanvasAgg(fig), BytesIO()
     canvas.draw()  # once, where `savefig` draws twice
     Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, 'png', compress_level=level)
     plt.close(fig)
     return buffer.getvalue()
 
+def emptied(
+    axs,  # Axes, or an array of them
+):
+    "The same axes without what was plotted in them; labels, ticks and an inverted axis stay."
+    for ax in np.ravel(axs):
+        for a in [*ax.lines, *ax.images, *ax.collections, *ax.patches, *ax.texts]: a.remove()
+        ax.set_prop_cycle(None); ax.containers.clear(); ax.relim(); ax.autoscale()
+    return axs
+
 def sliders(
-    draw:Callable,  # numbers → Figure
+    draw:Callable,  # numbers, and as `axs` the axes of its last picture, None at first → axes
     **controls:widgets.Widget,  # one for each of its arguments
 )->widgets.VBox:
     "The picture that `draw` makes, with controls under it."
-    picture, places = widgets.Image(format='png'), []
+    picture, axs = widgets.Image(format='png'), None
     def again(*_):
-        fig = draw(**{k: c.value for k, c in controls.items()})
-        if len(places) == len(fig.axes):  # where the axes were: laying them out takes as long as drawing them
-            fig.set_layout_engine('none')
-            for ax, at in zip(fig.axes, places): ax.set_position(at)
+        nonlocal axs
+        axs = draw(**{k: c.value for k, c in controls.items()}, axs=axs)
+        fig = np.ravel(axs)[0].figure
         picture.value = as_png(fig, level=1)
-        places[:] = [ax.get_position() for ax in fig.axes]
+        fig.set_layout_engine('none')  # laid out once: it takes as long as drawing
     for k, c in controls.items():
         c.description, c.style = c.description or k.replace('_', ' '), dict(description_width='initial')
         c.observe(again, 'value')

@@ -25,7 +25,7 @@ def ids(paths):
 
 def slow(paths, but):
     """As `ids`; all but one are for `make test-all`."""
-    return {'argvalues': [pytest.param(p, id=p.stem, marks=[] if p.stem == but else pytest.mark.slow) for p in paths]}
+    return {'argvalues': [pytest.param(p, id=p.stem, marks=[pytest.mark.slow]*(p.stem != but)) for p in paths]}
 
 
 def cells(path):
@@ -148,14 +148,13 @@ def shell():
         yield lambda path: pool.submit(cells_run, path).result(timeout=900)
 
 
-@pytest.mark.parametrize('path', **ids(LIBRARY))
-def test_library_notebook_runs(path, shell):
+@pytest.mark.parametrize('path', **ids([*LIBRARY, *READING[1:]]))
+def test_notebook_runs(path, shell):
     shell(path)
 
 
-@pytest.mark.parametrize('path', **slow(READING, 'index'))
-def test_notebook_runs(path, tmp_path):
-    """In a kernel of its own, as readers do."""
+def test_the_tour_runs_in_a_kernel_of_its_own(tmp_path):
+    path = READING[0]
     command = [sys.executable, '-W', 'ignore', '-m', 'nbconvert', '--to', 'notebook', '--execute', '--output-dir', str(tmp_path), str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'MPLBACKEND': ''}, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
