@@ -210,6 +210,11 @@ def plot_triangle(
     ax.set_aspect('equal'); ax.axis('off')
 
 # %% ../nbs/01_figures.ipynb #8b04ff1c
+def _png(canvas, level):
+    buffer = BytesIO()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, 'png', compress_level=level)
+    return buffer.getvalue()
+
 def as_png(
     fig:Figure,
     dpi:int=100,
@@ -217,33 +222,52 @@ def as_png(
 )->bytes:
     "A figure as PNG; it is closed."
     fig.set_dpi(dpi)
-    canvas, buffer = fig.canvas if type(fig.canvas) is FigureCanvasAgg else FigureCanvasAgg(fig), BytesIO()
+    canvas = FigureCanvasAgg(fig)
     canvas.draw()  # once, where `savefig` draws twice
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, 'png', compress_level=level)
     plt.close(fig)
-    return buffer.getvalue()
+    return _png(canvas, level)
+
+def _plotted(ax): return [*ax.images, *ax.patches, *ax.collections, *ax.lines, *ax.texts]
 
 def emptied(
     axs,  # Axes, or an array of them
 ):
     "The same axes without what was plotted in them; labels, ticks and an inverted axis stay."
     for ax in np.ravel(axs):
-        for a in [*ax.lines, *ax.images, *ax.collections, *ax.patches, *ax.texts]: a.remove()
+        for a in _plotted(ax): a.remove()
         ax.set_prop_cycle(None); ax.containers.clear(); ax.relim(); ax.autoscale()
     return axs
+
+class _Picture:
+    "PNGs of a figure that changes; ticks and labels are drawn only if they change, too."
+    figure = frame = None
+
+    def __call__(self, fig):
+        if fig is not self.figure:
+            as_png(fig)  # laid out once: it takes as long as drawing
+            fig.set_layout_engine('none')
+            self.figure, self.frame, self.canvas = fig, None, FigureCanvasAgg(fig)
+        canvas, plotted = self.canvas, [a for ax in fig.axes for a in sorted(_plotted(ax), key=lambda a: a.zorder)]
+        frame = [(*ax.get_xlim(), *ax.get_ylim(), ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) for ax in fig.axes]
+        if frame != self.frame:
+            for a in plotted: a.set_visible(False)
+            canvas.draw()
+            for a in plotted: a.set_visible(True)
+            self.frame, self.ground = frame, canvas.copy_from_bbox(fig.bbox)
+        canvas.restore_region(self.ground)
+        for a in plotted: a.draw(canvas.get_renderer())
+        return _png(canvas, 1)
 
 def sliders(
     draw:Callable,  # numbers, and as `axs` the axes of its last picture, None at first → axes
     **controls:widgets.Widget,  # one for each of its arguments
 )->widgets.VBox:
     "The picture that `draw` makes, with controls under it."
-    picture, axs = widgets.Image(format='png'), None
+    picture, png, axs = widgets.Image(format='png'), _Picture(), None
     def again(*_):
         nonlocal axs
         axs = draw(**{k: c.value for k, c in controls.items()}, axs=axs)
-        fig = np.ravel(axs)[0].figure
-        picture.value = as_png(fig, level=1)
-        fig.set_layout_engine('none')  # laid out once: it takes as long as drawing
+        picture.value = png(np.ravel(axs)[0].figure)
     for k, c in controls.items():
         c.description, c.style = c.description or k.replace('_', ' '), dict(description_width='initial')
         c.observe(again, 'value')
