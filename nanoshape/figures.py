@@ -247,15 +247,18 @@ class _Picture:
             as_png(fig)  # laid out once: it takes as long as drawing
             fig.set_layout_engine('none')
             self.figure, self.frame, self.canvas = fig, None, FigureCanvasAgg(fig)
-        canvas, plotted = self.canvas, [a for ax in fig.axes for a in sorted(_plotted(ax), key=lambda a: a.zorder)]
-        frame = [(*ax.get_xlim(), *ax.get_ylim(), ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) for ax in fig.axes]
+        canvas, titles = self.canvas, [ax.title for ax in fig.axes]
+        plotted = [a for ax in fig.axes for a in sorted(_plotted(ax), key=lambda a: a.zorder)]
+        frame = [(*ax.get_xlim(), *ax.get_ylim(), ax.get_xlabel(), ax.get_ylabel()) for ax in fig.axes]
         if frame != self.frame:
             for a in plotted: a.set_visible(False)
+            for a in titles: a.set_alpha(0)  # a hidden title would lose its place
             canvas.draw()
             for a in plotted: a.set_visible(True)
+            for a in titles: a.set_alpha(None)
             self.frame, self.ground = frame, canvas.copy_from_bbox(fig.bbox)
         canvas.restore_region(self.ground)
-        for a in plotted: a.draw(canvas.get_renderer())
+        for a in [*plotted, *titles]: a.draw(canvas.get_renderer())
         return _png(canvas, 1)
 
 def sliders(
