@@ -227,6 +227,7 @@ def as_png(
     plt.close(fig)
     return _png(canvas, level)
 
+# %% ../nbs/01_figures.ipynb #d29a6379
 def _plotted(ax): return [*ax.images, *ax.patches, *ax.collections, *ax.lines, *ax.texts]
 
 def emptied(
@@ -238,6 +239,7 @@ def emptied(
         ax.set_prop_cycle(None); ax.containers.clear(); ax.relim(); ax.autoscale()
     return axs
 
+# %% ../nbs/01_figures.ipynb #0d0b2638
 class _Picture:
     "PNGs of a figure that changes; ticks and labels are drawn only if they change, too."
     figure = frame = None
@@ -261,6 +263,7 @@ class _Picture:
         for a in [*plotted, *titles]: a.draw(canvas.get_renderer())
         return _png(canvas, 1)
 
+# %% ../nbs/01_figures.ipynb #e7d0341a
 def sliders(
     draw:Callable,  # numbers, and as `axs` the axes of its last picture, None at first → axes
     **controls:widgets.Widget,  # one for each of its arguments
