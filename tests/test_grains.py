@@ -148,3 +148,22 @@ def test_defects_and_tilt_keep_the_truth():
 def test_impossible_grains_say_why(call):
     with pytest.raises(UserError, match=r'\w+ \w+ \w+'):
         call()
+
+
+@pytest.mark.parametrize('seed', range(60))
+def test_both_crystals_of_a_small_twin_have_atoms(seed):
+    p = twin(12, rng(seed))
+    assert np.bincount(p.arrays['domain'], minlength=2).min() >= FEWEST
+
+
+@pytest.mark.parametrize('make', [twin, polycrystal])
+def test_what_cannot_hold_two_crystals_is_refused(make):
+    with pytest.raises(UserError, match='larger'):
+        make(5, rng(0))
+
+
+def test_a_crystal_of_few_atoms_cannot_have_facets():
+    p = twin(20, rng(0))
+    few = p[[*np.flatnonzero(p.arrays['domain'] == 0), *np.flatnonzero(p.arrays['domain'] == 1)[:3]]]
+    with pytest.raises(UserError, match='atoms'):
+        faceted(few, rng(0))
