@@ -87,13 +87,13 @@ def polycrystal(
     a:float|None=None,  # Å
 )->Atoms:
     """Two or three crystals in a sphere. `arrays['domain']` tells which atom belongs to which, `info['domains']` their rotations,
-    `info['planes']` the normals of the boundaries."""
+    `info['planes']` the normals of the boundaries. Raises `UserError` if they do not fit."""
     r, a = _checked(diameter, element, a)
     for _ in range(TRIES):
         normals, offsets = _planes(r, generator)
         turns = [random_rotation(generator) for _ in range(len(normals) + 1)]
         if any(misorientation(x, y) < LEAST for i, x in enumerate(turns) for y in turns[:i]): continue
-        p, domain = _ball(a, r, turns[0], generator), None
+        p = _ball(a, r, turns[0], generator)
         domain = np.zeros(len(p), int)
         for k, (n, d) in enumerate(zip(normals, offsets), 1):
             kept = p@n <= d
@@ -112,7 +112,7 @@ def twin(
     element:str='Au',
     a:float|None=None,  # Å
 )->Atoms:
-    "A sphere of two crystals that share a {111} plane at 0 to r/2 from the centre (Σ3), in a random orientation."
+    "A sphere of two crystals that share a {111} plane at 0 to r/2 from the centre (Σ3), in a random orientation. Raises `UserError` if they do not fit."
     r, a = _checked(diameter, element, a)
     n, layer = np.ones(3)/3**.5, a/3**.5
     for _ in range(TRIES):
