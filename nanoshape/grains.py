@@ -112,7 +112,7 @@ def twin(
     element:str='Au',
     a:float|None=None,  # Å
 )->Atoms:
-    "A sphere of two crystals that share a {111} plane at 0 to r/2 from the centre (Σ3), in a random orientation. Raises `UserError` if they do not fit."
+    "A sphere of two crystals that share a {111} plane at 0 to r/2 from the centre (Σ3), turned at random. Raises `UserError` if they do not fit."
     r, a = _checked(diameter, element, a)
     n, layer = np.ones(3)/3**.5, a/3**.5
     for _ in range(TRIES):
