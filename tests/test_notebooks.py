@@ -105,6 +105,11 @@ def test_outputs_are_kept(path):
     assert any('image/png' in o.get('data', {}) for c in cells(path) for o in c.get('outputs', []))
 
 
+def test_solutions_are_folded_with_what_they_print():
+    metadata = [c['metadata'] for p in READING for c in cells(p) if 'solution' in c['metadata'].get('tags', [])]
+    assert len(metadata) > 20 and all(m['jupyter'] == {'source_hidden': True, 'outputs_hidden': True} for m in metadata)
+
+
 @pytest.mark.parametrize('path', **ids(ALL))
 def test_no_error_and_no_path_of_a_machine_in_outputs(path):
     for c in cells(path):
