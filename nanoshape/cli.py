@@ -301,7 +301,7 @@ def parser()->argparse.ArgumentParser:
     h = sub.add_parser('heights', help='count the atoms in each column of a crystal seen along a zone axis',
                        description='Reads how many atoms each column of a crystal holds, and writes a table and a model of the atoms.')
     h.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC or TIFF in counts of electrons')
-    h.add_argument('--material', default='CeO2', help='CeO2 or Au, each along [110] (default: CeO2)')
+    h.add_argument('--material', default='CeO2', help='CeO2 (default), along [110]; Au once data/sweeps/heights_gold.yaml has been run')
     h.add_argument('--model', metavar='FILE', help='a model file (default: data/models/heights_MATERIAL.safetensors)')
     h.set_defaults(run=heights); _file_options(h, '(needed for a movie)')
     w = sub.add_parser('app', help='the page in the browser', description='Serves a page that reads micrographs, to this computer only.')

@@ -135,7 +135,10 @@ def mask_loss(
     return F.binary_cross_entropy_with_logits(scores.float(), goal) + 1 - dice.mean()
 
 # %% ../nbs/16_detection.ipynb #67759b2c
-def pixel_iou(scores, goal):
+def pixel_iou(
+    scores,  # (n, c, y, x), above 0 where the network sees something
+    goal,  # (n, c, y, x), 0 or 1
+):
     "Intersection over union of the first channel."
     found, true = scores[:, 0] > 0, goal[:, 0] > .5
     return (found & true).sum()/(found | true).sum().clamp(min=1)

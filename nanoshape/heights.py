@@ -177,7 +177,7 @@ class ClassLoss:
 
 # %% ../nbs/23_heights.ipynb #80e16d49
 class HeightLoss:
-    "Weighted Huber loss of one channel (n, 1, y, x) that says the height itself."
+    "Weighted Huber loss of one channel (n, 1, y, x) that says the height itself; `weights` has a number for each class, from vacuum on."
     def __init__(self, weights): self.weights = weights
     def __call__(self, scores, maps):
         w = self.weights.to(maps.device)[maps]
@@ -186,12 +186,17 @@ class HeightLoss:
 # %% ../nbs/23_heights.ipynb #3ba12f41
 HEADS = ('classes', 'regression', 'denoiser')
 
-def column_pixels(scores, maps):
+def column_pixels(
+    scores,  # (n, classes, y, x), or (n, 1, y, x) of heights in atoms
+    maps,  # true heights (n, y, x), 0: vacuum
+):
     "Share of the columns' pixels of whose heights the right one is likeliest."
     said = scores[:, 1:].argmax(1) + 1 if scores.shape[1] > 1 else scores[:, 0].round().long()
     return (said == maps)[maps > 0].float().mean()
 
-def clean_error(scores, clean):
+def clean_error(
+    scores, clean,  # (n, 1, y, x)
+):
     "Root of the mean squared difference from the clean image, in units of the network's input."
     return F.mse_loss(scores.float(), clean).sqrt()
 
