@@ -265,7 +265,6 @@ def real(sintering):
     return pd.concat(rows)
 
 
-@pytest.mark.xfail(strict=True, reason='two outlines are wider than what the network was trained on, one answer is not sure enough')
 def test_listed_real_particles_are_called_crystalline(real):
     assert real[real.listed].crystallinity.isin(['monocrystalline', 'polycrystalline', 'crystalline']).sum() >= 5
 
