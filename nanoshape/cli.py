@@ -135,7 +135,7 @@ def heights(a):
     _check_out(out, a.image, key='image')
     model, card = _heights_model(a)
     from nanoshape.rebuild import write_heights
-    print(write_heights(_read(a), model, card, out, image=str(Path(a.image).resolve())))
+    print(write_heights(_read(a), model, card, out, a.tilted, image=str(Path(a.image).resolve())))
     print(f'Results: {out}/report.html (and columns.csv, model.xyz)')
 
 # %% ../nbs/26_cli.ipynb #632a75ce
@@ -303,6 +303,7 @@ def parser()->argparse.ArgumentParser:
     h.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC or TIFF in counts of electrons')
     h.add_argument('--material', default='CeO2', help='CeO2 (default), along [110]; Au once data/sweeps/heights_gold.yaml has been run')
     h.add_argument('--model', metavar='FILE', help='a model file (default: data/models/heights_MATERIAL.safetensors)')
+    h.add_argument('--tilted', action='store_true', help='read a crystal that looks tilted off its axis all the same')
     h.set_defaults(run=heights); _file_options(h, '(needed for a movie)')
     w = sub.add_parser('app', help='the page in the browser', description='Serves a page that reads micrographs, to this computer only.')
     w.add_argument('--port', type=_count, default=8866, help='default: 8866')

@@ -246,9 +246,10 @@ class _Picture:
 
     def __call__(self, fig):
         if fig is not self.figure:
-            as_png(fig)  # laid out once: it takes as long as drawing
-            fig.set_layout_engine('none')
+            plt.close(fig)  # it takes the canvas away
             self.figure, self.frame, self.canvas = fig, None, FigureCanvasAgg(fig)
+            self.canvas.draw()
+            fig.set_layout_engine('none')  # laid out once: it takes as long as drawing
         canvas, titles = self.canvas, [ax.title for ax in fig.axes]
         plotted = [a for ax in fig.axes for a in sorted(_plotted(ax), key=lambda a: a.zorder)]
         frame = [(*ax.get_xlim(), *ax.get_ylim(), ax.get_xlabel(), ax.get_ylabel()) for ax in fig.axes]

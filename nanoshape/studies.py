@@ -224,9 +224,10 @@ def write_scores(
     tests:dict[str,dict],  # name → score
     store:Store,  # of the training waves
 ):
-    "metrics.json of an experiment: scores, versions, and what made the waves."
+    "metrics.json of an experiment: scores, versions, and what made the waves. The run is done: its checkpoints go."
     made = {f'waves_{k}': store.made_with.get(k) for k in ('commit', 'engine')}
     write_json(Path(out)/'metrics.json', dict(params=params, tests=tests, waves=store.path.name, **made, **provenance()))
+    for state in Path(out).rglob('state.pt'): state.unlink()
 
 # %% ../nbs/21_studies.ipynb #f4fcb01e
 def detector(

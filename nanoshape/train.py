@@ -89,7 +89,7 @@ class Checkpoint(Callback):
     order = 70  # behind fastai's recorder
     def __init__(self, log=None, path=None, asked=None):
         super().__init__()
-        self.log, self.path, self.asked, self.rows = log and Path(log), path and Path(path), asked or {}, []
+        self.log, self.path, self.asked, self.rows, self.bf16 = log and Path(log), path and Path(path), asked or {}, [], None
     def after_epoch(self):
         names = self.recorder.metric_names
         if len(self.recorder.log) < len(names): return  # an epoch that was skipped
@@ -99,8 +99,8 @@ class Checkpoint(Callback):
         if self.path: self._save()
     def _save(self):
         average = self.learn.average if hasattr(self.learn, 'average') else None
-        state = dict(epoch=self.epoch + 1, asked=self.asked, rows=self.rows, model=self.model.state_dict(), opt=_plain(self.opt.state_dict()),
-                     average=average and average.state, steps=average and average.steps)
+        state = dict(epoch=self.epoch + 1, asked=self.asked, rows=self.rows, bf16=self.bf16, model=self.model.state_dict(),
+                     opt=_plain(self.opt.state_dict()), average=average and average.state, steps=average and average.steps)
         with whole_file(self.path) as part: torch.save(state, part)
 
 # %% ../nbs/13_train.ipynb #224b8c51
@@ -124,9 +124,15 @@ def _resume(learn, path):  # the state of a checkpoint into a Learner; the first
         learn.model.load_state_dict(state['model'])
         learn.create_opt(); learn.opt.load_state_dict(state['opt'])
     except (RuntimeError, KeyError, TypeError): raise UserError(f'{path} belongs to another network: delete it to start anew') from None
-    learn.checkpoint.rows = state['rows']
+    learn.checkpoint.rows, learn.checkpoint.bf16 = state['rows'], state.get('bf16')
     if hasattr(learn, 'average'): learn.average.state, learn.average.steps = state['average'], state['steps']
     return state['epoch']
+
+# %% ../nbs/13_train.ipynb #87034bde
+def _precision(learn, asked=None):  # whether to compute in bfloat16: as asked, or as before a restart, or what is faster
+    known = [v for v in (asked, learn.checkpoint.bf16) if v is not None]
+    learn.checkpoint.bf16 = known[0] if known else bf16_pays(learn.model, learn.dls.train.one_batch()[0])
+    return learn.checkpoint.bf16
 
 # %% ../nbs/13_train.ipynb #b9476ea4
 def train(
@@ -136,8 +142,9 @@ def train(
     lr:float=3e-3,  # peak of the cycle
     seed:int=0,  # of weights and shuffling
     log:str|Path|None=None,  # CSV file for the epochs' losses and accuracies
-    bf16:bool|None=None,  # default: measured
+    bf16:bool|None=None,  # default: measured, and kept by a training that goes on
     checkpoint:str|Path|None=None,  # file that a killed training goes on from; removed at the end
+    keep:bool=False,  # the checkpoint stays: another call takes the network as it is
     average:bool=True,  # keep the moving average of the weights
     loss:Callable|None=None,  # default: cross-entropy
     metric:Callable=accuracy,
@@ -149,13 +156,13 @@ def train(
     seed_everything(seed)
     device = dls.train.device
     model = build(arch, len(dls.vocab)).to(device, memory_format=torch.channels_last)
-    if bf16 is None: bf16 = bf16_pays(model, dls.train.one_batch()[0])
-    cbs = [Autocast()]*bf16 + [Average()]*average + [Checkpoint(log, checkpoint, asked)] + [Patience(patience)]*bool(patience)
+    cbs = [Average()]*average + [Checkpoint(log, checkpoint, asked)] + [Patience(patience)]*bool(patience)
     learn = Learner(dls, model, loss_func=loss or CrossEntropyLossFlat(), metrics=metric, cbs=cbs)
     start = _resume(learn, checkpoint) if checkpoint and Path(checkpoint).is_file() else 0
+    learn.add_cbs([Autocast()]*_precision(learn, bf16))
     dls.train.draws, dls.train.seed = start, seed  # neither the batch above nor a restart shifts the epochs' seeds
     learn.fit_one_cycle(epochs, lr, start_epoch=start)
-    if checkpoint: Path(checkpoint).unlink(missing_ok=True)
+    if checkpoint and not keep: Path(checkpoint).unlink(missing_ok=True)
     return learn
 
 # %% ../nbs/13_train.ipynb #54b79991

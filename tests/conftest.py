@@ -1,5 +1,7 @@
 """What the tests share."""
 import os
+import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault('MPLBACKEND', 'agg')
@@ -10,6 +12,14 @@ import pytest
 from nanoshape.core import project_root, shared_data
 
 ROOT = project_root(Path(__file__))
+COMMAND = [sys.executable, '-W', 'ignore', '-c', 'import sys; from nanoshape.cli import main; sys.exit(main())']  # `nanoshape`, in a process
+
+
+def wait_for(condition, seconds=300):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(.01)
 
 
 @pytest.fixture(scope='session')

@@ -5,8 +5,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from datetime import datetime, timezone
@@ -18,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import ROOT
+from conftest import COMMAND, ROOT, wait_for
 from nanoshape import app
 from nanoshape.core import NM
 
@@ -73,20 +71,21 @@ def address():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    p = subprocess.Popen([sys.executable, '-c', f'from nanoshape.cli import main; main(["app", "--port", "{port}", "--no-browser"])'], cwd=ROOT,
-                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    p = subprocess.Popen([*COMMAND, 'app', '--port', str(port), '--no-browser'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                         text=True)
+
+    def answers():
+        assert p.poll() is None, 'the server has stopped'
+        try:
+            urllib.request.urlopen(url.split('/?')[0] + '/voila/static/none', timeout=5).close()
+            return True
+        except urllib.error.HTTPError as e:  # that there is no such file, or none for whom it does not know, is an answer, too
+            return e.code < 500
+        except OSError:  # not yet
+            return False
     try:
         url = re.search(r'http://localhost:\d+/\?token=\S+', p.stdout.readline())[0]
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(url.split('/?')[0] + '/voila/static/none', timeout=5).close()
-                break
-            except urllib.error.HTTPError:  # it answers
-                break
-            except OSError:
-                time.sleep(.5)
-        else:
-            pytest.fail('the server does not answer')
+        wait_for(answers)
         yield url
     finally:
         p.kill()

@@ -12,14 +12,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from conftest import ROOT
+from conftest import COMMAND, ROOT
 from nanoshape.cli import kept_model, main
 
 
 def command(*args):
     """The command in a process of its own."""
-    line = [sys.executable, '-W', 'ignore', '-c', 'import sys; from nanoshape.cli import main; sys.exit(main())', *map(str, args)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    return subprocess.run([*COMMAND, *map(str, args)], cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
 
 
 def nanoshape(*args):

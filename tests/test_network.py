@@ -153,6 +153,24 @@ def test_a_killed_training_goes_on_behind_its_last_epoch(tiny_store, tmp_path, m
     assert whole.train_loss.notna().all() and [p.name for p in tmp_path.iterdir()] == ['log.csv']
 
 
+def test_a_training_that_goes_on_keeps_its_precision(tiny_store, tmp_path, monkeypatch):
+    from nanoshape import train as module
+    from nanoshape.train import Checkpoint, train
+    save, point = Checkpoint._save, tmp_path/'state.pt'
+
+    def killed(self):
+        save(self)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, '_save', killed)
+        patch.setattr(module, 'bf16_pays', lambda *a: True)
+        with pytest.raises(KeyboardInterrupt):
+            train(loaders(tiny_store), 'cnn4', 2, checkpoint=point)
+    monkeypatch.setattr(module, 'bf16_pays', lambda *a: pytest.fail('measured again'))
+    learn = train(loaders(tiny_store), 'cnn4', 2, checkpoint=point, keep=True)
+    assert any(isinstance(c, Autocast) for c in learn.cbs) and point.is_file()
+
+
 def test_the_order_of_the_samples_follows_from_seed_and_epoch(tiny_store):
     def order(seed, epochs, start=0):
         torch.manual_seed(epochs)  # must not matter

@@ -20,7 +20,7 @@ import torch
 import zarr
 
 import nanoshape.store as module
-from conftest import ROOT
+from conftest import COMMAND, ROOT, wait_for
 from nanoshape.cli import main
 from nanoshape.core import UserError, read_json, whole_file, write_json
 from nanoshape.recipes import KINDS, load_recipe, sample, waves_of
@@ -35,13 +35,6 @@ def digest(folder):
 
 def times(folder):
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()}
-
-
-def wait_for(condition, seconds=300):
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end
-        time.sleep(.01)
 
 
 @pytest.fixture(scope='module')
@@ -101,7 +94,7 @@ def test_killed_again_and_again_it_ends_the_same_to_the_byte(many, whole, tmp_pa
 
 def test_killed_command_takes_its_workers_with_it_and_goes_on(many, whole, tmp_path):
     args = ['simulate', TINY, str(tmp_path/'s'), '--structures', '150']
-    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', 'import sys; from nanoshape.cli import main; sys.exit(main())', *args],
+    p = subprocess.Popen([*COMMAND, *args],
                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, start_new_session=True)
     wait_for(lambda: list(tmp_path.glob('s/shards/0*.json')) or p.poll() is not None)
     p.send_signal(signal.SIGKILL)
