@@ -6,9 +6,9 @@
 __all__ = ['GOALS', 'SMOOTH', 'HEADS', 'APART', 'NEAR', 'FINE', 'height_classes', 'noisy_and_clean', 'passed', 'HeightLoader',
            'frozen_pixels', 'height_loaders', 'class_weights', 'smoothed', 'ClassLoss', 'HeightLoss', 'column_pixels',
            'clean_error', 'train_heights', 'class_scores', 'over_discs', 'pixel_scores', 'column_evidence',
-           'said_heights', 'read_columns', 'true_columns', 'matched', 'right_heights', 'image_noise', 'temperature',
-           'column_answers', 'heights_score', 'fitted_temperature', 'with_room', 'with_height', 'likeliest',
-           'best_reader']
+           'said_heights', 'read_columns', 'true_columns', 'partners', 'matched', 'right_heights', 'image_noise',
+           'temperature', 'column_answers', 'heights_score', 'fitted_temperature', 'with_room', 'with_height',
+           'likeliest', 'best_reader']
 
 # %% ../nbs/23_heights.ipynb #6eac9562
 from collections.abc import Sequence
@@ -320,7 +320,7 @@ def true_columns(
 # %% ../nbs/23_heights.ipynb #1a2ad467
 NEAR = 1.  # Å
 
-def _partners(found, true):  # row numbers of found and true columns that are each other's nearest, within NEAR
+def partners(found, true):  # row numbers of found and true columns that are each other's nearest, within NEAR
     if not len(found) or not len(true): return np.zeros((2, 0), int)
     a, b = (t[['x', 'y']].to_numpy() for t in (found, true))
     far, of = cKDTree(b).query(a)
@@ -331,13 +331,13 @@ def matched(
     found:pd.DataFrame, true:pd.DataFrame,  # with x, y (Å)
 )->int:
     "How many found columns and true ones are each other's nearest, within `NEAR`."
-    return _partners(found, true).shape[1]
+    return partners(found, true).shape[1]
 
 def right_heights(
     found:pd.DataFrame, true:pd.DataFrame,  # with x, y (Å), height
 )->float:
     "Share of the true columns that are found, and with their height."
-    a, b = _partners(found, true)
+    a, b = partners(found, true)
     return float((found.height.to_numpy()[a] == true.height.to_numpy()[b]).sum()/max(1, len(true)))
 
 # %% ../nbs/23_heights.ipynb #b52d384f
