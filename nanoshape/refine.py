@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FLOOR', 'AROUND', 'PATCH', 'EDGE', 'MARGIN', 'WIDEST', 'BELOW', 'FOCI', 'SPREAD', 'SOFT', 'STEP', 'MOST', 'APART',
            'NUDGES', 'STARTS', 'TILTS', 'PRIOR', 'SOFTER', 'card_microscope', 'View', 'view', 'Guess', 'focused',
-           'settled', 'preferred', 'climbed', 'ends', 'mixed', 'refined', 'refined_columns', 'refined_answers']
+           'settled', 'preferred', 'climbed', 'ends', 'mixed', 'refined', 'refined_columns', 'refined_answers',
+           'refined_score']
 
 # %% ../nbs/25_refine.ipynb #82a1ab27
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from scipy.spatial import cKDTree
 from scipy.special import log_softmax, logsumexp
 from .core import NM, UserError
 from .data import CONTRAST, relative_input
+from .evaluate import calibration_error, cluster_interval, reliability
 from .heights import image_noise, partners, true_columns
 from .microscope import Microscope, changed, intensity
 from .multislice import exit_waves
@@ -256,7 +258,7 @@ def _set(table, name, rows, values):  # a column with new values in some rows
     return out
 
 # %% ../nbs/25_refine.ipynb #f28611c7
-PRIOR, SOFTER = 4., 2.  # per noise: weight of the network's word (1 at most), and by how much the temperature of the answers is above 1
+PRIOR, SOFTER = 4., 9.  # weight of the network's word per noise, 1 at most; by how much the answers' temperature is above 1, per squared noise
 
 def refined(
     image:np.ndarray,  # (y, x), at the network's pixel size
@@ -270,7 +272,7 @@ def refined(
     v = view(image, card['sampling'], places, heights, card_microscope(card))
     said = min(1, PRIOR*v.noise)*np.log(np.pad(p, ((0, 0), (0, MOST - p.shape[1]))) + 1e-3)
     found = ends(v, fit, heights, said, lean)
-    p = mixed(found, 1 + SOFTER*v.noise)
+    p = mixed(found, 1 + SOFTER*v.noise**2)
     mean = p@k
     new = dict(height=p.argmax(1) + 1, confidence=p.max(1), mean=mean, sd=np.sqrt((p@k**2 - mean**2).clip(0)), **{f'p_{a}': q for a, q in zip(k, p.T)})
     return columns.assign(**{name: _set(columns, name, on, q) for name, q in new.items()}), found[0][1], found[0][1].misfit/len(v.y)
@@ -309,3 +311,23 @@ def refined_answers(
         answers.loc[answers.index[b], name + 'confidence'] = table.confidence.to_numpy(float)[a]
         answers.loc[answers.index[b], name.rstrip('_') or 'said'] = table.height.to_numpy()[a]
     return answers, dict(unread=False, misfit=misfit, defocus=guess.defocus, focal_spread=guess.focal_spread, tilt=float(np.linalg.norm(guess.tilt)))
+
+# %% ../nbs/25_refine.ipynb #c099d2ee
+def refined_score(
+    answers:pd.DataFrame,  # rows from `refined_answers`, with their `sample`
+    images:pd.DataFrame,  # its like, with true_defocus and true_focal_spread
+)->dict:  # plain values, for JSON
+    """`accuracy` over true columns with its 95 % interval over structures, `within_one` atom, `calibration_error` and its `bins` (n, mean confidence,
+    accuracy) of refined heights; the `network`'s; shares of unread crystals; mean misfit; mean error of focus and spread (nm), and mean tilt (°)."""
+    right, net = answers.true == answers.refined, answers.true == answers.said
+    low, high = cluster_interval(right, answers['sample'])
+    bins = reliability(answers.refined_confidence, right)
+    read = images[~images.unread.astype(bool)]
+    mean = lambda v: float(v.mean()) if len(v) else None
+    off = {f'{k}_error_nm': mean((read[k] - read[f'true_{k}']).abs()/NM) for k in ('defocus', 'focal_spread')} if len(read) else {}
+    return dict(n=len(answers), structures=len(images), accuracy=float(right.mean()), accuracy_low=low, accuracy_high=high,
+                within_one=float(((answers.true - answers.refined).abs() <= 1).mean()), network=float(net.mean()),
+                network_within_one=float(((answers.true - answers.said).abs() <= 1).mean()), calibration_error=calibration_error(bins),
+                network_calibration_error=calibration_error(reliability(answers.confidence, net)),
+                bins=bins[['n', 'confidence', 'accuracy']].round(4).to_numpy().tolist(), unread=float(images.unread.mean()),
+                misfit=mean(read.misfit) if len(read) else None, tilt_deg=mean(np.degrees(read.tilt)) if len(read) else None, **off)
