@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'AROUND', 'PATCH', 'EDGE', 'MARGIN', 'WIDEST', 'BELOW', 'FOCI', 'SPREAD', 'SOFT', 'STEP', 'MOST', 'APART',
-           'NUDGES', 'STARTS', 'TILTS', 'PRIOR', 'SOFTER', 'card_microscope', 'View', 'view', 'Guess', 'focused',
-           'settled', 'preferred', 'climbed', 'ends', 'mixed', 'refined', 'refined_columns', 'refined_answers',
-           'refined_score']
+           'NUDGES', 'STARTS', 'TILTS', 'PRIOR', 'SOFTER', 'optics', 'card_microscope', 'View', 'view', 'Guess',
+           'focused', 'settled', 'preferred', 'climbed', 'ends', 'mixed', 'refined', 'refined_columns',
+           'refined_answers', 'refined_score']
 
 # %% ../nbs/25_refine.ipynb #82a1ab27
 from dataclasses import dataclass, field, replace
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from scipy.fft import next_fast_len
 from scipy.spatial import cKDTree
 from scipy.special import log_softmax, logsumexp
+from torch import nn
 from .core import NM, UserError
 from .data import CONTRAST, relative_input
 from .evaluate import calibration_error, cluster_interval, reliability
@@ -27,13 +27,19 @@ from .multislice import exit_waves
 from .orientations import axis_angle
 from .reading import Micrograph, resampled
 from .rebuild import LatticeFit, Places, image_columns, lattice_columns, stacked
+from .recipes import Recipe, bounds
 
 # %% ../nbs/25_refine.ipynb #f6d0e2e0
+def optics(recipe:Recipe)->dict:  # for a network's card
+    "Bounds of the conditions that a recipe's microscope has beside focus and dose."
+    return {k: bounds(getattr(recipe, k)) for k in ('Cs_um', 'C5_mm', 'angular_spread_mrad', 'vibration_nm', 'focal_spread_nm')}
+
 def card_microscope(
     card:dict,  # of a network for heights, with `optics`
 )->Microscope:
     "The microscope of a network's training images; of what was drawn the middle. Raises `UserError` where the card does not say it."
-    if 'optics' not in card: raise UserError('the card of this network says nothing of its microscope: run its sweep again, or read without simulation')
+    if 'optics' not in card:
+        raise UserError('the card of this network says nothing of its microscope: run its sweep again, or leave --refine away')
     o = {k: sum(v)/2 for k, v in card['optics'].items()}
     return Microscope(card['energy_kev']*1e3, Cs=o['Cs_um']*1e4, C5=o['C5_mm']*1e7, angular_spread=o['angular_spread_mrad']*1e-3,
                       vibration=o['vibration_nm']*NM, focal_spread=o['focal_spread_nm']*NM)
@@ -74,7 +80,8 @@ def view(
     "The part of an image that shows a crystal's columns. Raises `UserError` for more than `WIDEST` pixels across."
     xy = places.xy[_metal(places)]
     n = 2*next_fast_len(int(np.ceil((np.ptp(xy, axis=0).max() + 2*MARGIN)/sampling/2)))
-    if n > WIDEST: raise UserError(f'the crystal is {n*sampling/NM:.0f} nm wide, too much to simulate again and again: cut out at most {WIDEST*sampling/NM:.0f} nm')
+    if n > WIDEST:
+        raise UserError(f'the crystal takes {n*sampling/NM:.0f} nm, too many to be simulated often: cut out at most {WIDEST*sampling/NM:.0f} nm')
     corner = np.round((xy.min(0) + xy.max(0))/2/sampling - n/2).astype(int)
     at = np.stack(np.meshgrid(*[np.arange(n)]*2, indexing='xy'), -1).reshape(-1, 2)
     near = (cKDTree(xy).query((at + corner)*sampling)[0] < AROUND) & ((at + corner >= 0) & (at + corner < image.shape[::-1])).all(1)
@@ -88,8 +95,8 @@ def view(
 # %% ../nbs/25_refine.ipynb #c11841ce
 @dataclass(frozen=True)
 class Guess:
-    """Atoms in each column (n,); which columns at the edge are `there`; defocus and focal spread (Å); how far columns are `moved` against the lattice,
-    Å (2, 3): x and y, the same for all and by 10 Å of x and of y; tilt (rad, about x and y); `misfit`: χ² of its image."""
+    """Atoms in each column (n,); which columns at the edge are `there`; defocus and focal spread (Å); how far columns are `moved` against the
+    lattice, Å (2, 3): x and y, the same for all and by 10 Å of x and of y; tilt (rad, about x and y); `misfit`: χ² of its image."""
     heights: np.ndarray
     there: np.ndarray
     defocus: float = 0.
@@ -185,7 +192,8 @@ def _variants(g, groups):
 
 def preferred(v:View, places, guess:Guess, groups, said, nudges=NUDGES):
     """What each column would rather be: log-probabilities (3, n) of an atom less, the same, an atom more; which columns should be there at
-    the edge; and by which change of focus all this becomes likeliest. `said`: the network's log-probabilities (n, heights from 1), as they are to count."""
+    the edge; and by which change of focus all this becomes likeliest.
+    `said`: the network's log-probabilities (n, heights from 1), as they are to count."""
     waves, n = _waves(v, places, _variants(guess, groups), guess), len(guess.heights)
     rows, outer, best = np.arange(n), np.arange(len(guess.there)), None
     for nudge in nudges:
@@ -230,12 +238,16 @@ def _starts(v, places, heights, lean, found):
         yield from _leaning(v, places, guess) if lean and best is None else [guess]
         if found: best = min(found, key=lambda e: e[0])[1]
 
+def _opposite(found):  # swapped rows and the opposite tilt look most like the rows as they are and the tilt
+    best = min(found, key=lambda e: e[0])[1]
+    return [replace(best, tilt=-best.tilt)]
+
 def ends(v:View, fit:LatticeFit, heights, said, lean:bool=False):
     "Where climbs from several starts end, the best first: (cost, guess, log-probabilities as in `preferred`)."
     found = []
     for swapped in (False, True):
         places, seen = lattice_columns(fit, swapped, edge=True), None if lean else set()
-        for start in _starts(v, places, heights, lean, found) if not (lean and swapped) else [min(found, key=lambda e: e[0])[1]]:
+        for start in _opposite(found) if lean and swapped else _starts(v, places, heights, lean, found):
             if (end := climbed(v, places, start, _groups(fit, places), said, lean, seen)): found.append(end)
     return sorted(found, key=lambda e: e[0])
 
@@ -274,7 +286,8 @@ def refined(
     found = ends(v, fit, heights, said, lean)
     p = mixed(found, 1 + SOFTER*v.noise**2)
     mean = p@k
-    new = dict(height=p.argmax(1) + 1, confidence=p.max(1), mean=mean, sd=np.sqrt((p@k**2 - mean**2).clip(0)), **{f'p_{a}': q for a, q in zip(k, p.T)})
+    new = dict(height=p.argmax(1) + 1, confidence=p.max(1), mean=mean, sd=np.sqrt((p@k**2 - mean**2).clip(0)),
+               **{f'p_{a}': q for a, q in zip(k, p.T)})
     return columns.assign(**{name: _set(columns, name, on, q) for name, q in new.items()}), found[0][1], found[0][1].misfit/len(v.y)
 
 # %% ../nbs/25_refine.ipynb #cdb2e51e
@@ -287,7 +300,8 @@ def refined_columns(
     card_microscope(card)
     columns, fit = image_columns(m, model, card, tilted)
     columns, guess, misfit = refined(resampled(m.image, m.sampling, card['sampling']), columns, fit, card, tilted)
-    found = dict(defocus_nm=guess.defocus/NM, focal_spread_nm=guess.focal_spread/NM, tilt_deg=float(np.degrees(np.linalg.norm(guess.tilt))), misfit=misfit)
+    found = dict(defocus_nm=guess.defocus/NM, focal_spread_nm=guess.focal_spread/NM, misfit=misfit,
+                 tilt_deg=float(np.degrees(np.linalg.norm(guess.tilt))))
     return columns, replace(fit, simulated=found)
 
 # %% ../nbs/25_refine.ipynb #7fd9dbdd
@@ -296,7 +310,7 @@ def refined_answers(
     heights:np.ndarray,  # (y, x), its truth map
     model:nn.Module, card:dict,
     lean:bool=False,
-)->tuple[pd.DataFrame,dict]:  # a row per true column: true, and said and confidence of the network and refined; of the image: misfit, found conditions
+)->tuple[pd.DataFrame,dict]:  # per true column: true, said, confidence, refined, refined_confidence; of the image: misfit, found conditions
     """What becomes of an image on a micrograph's way; one on the axis that is taken for tilted is read all the same. A column that is not found is
     said to have 0 atoms."""
     true, m = true_columns(heights, card['sampling']), Micrograph(image, card['sampling'], 'image')
