@@ -92,7 +92,8 @@ def test_heights_that_are_all_wrong_by_one_are_mended(crystal, card, tmp_path):
     assert score['network'] == 0 and score['network_within_one'] == 1 and score['accuracy'] > .85 and score['defocus_error_nm'] < .5
 
 
-def test_an_image_that_no_guess_explains_is_said_to_be_such(recipe, card, tmp_path):
+def test_an_image_that_no_guess_explains_is_said_to_be_such(recipe, card, tmp_path, monkeypatch):
+    monkeypatch.setattr(refine, 'STARTS', (0,))
     image, heights, _ = seen(recipe, dose=1e5, Cs=1.2e7)  # an uncorrected microscope
     text = write_heights(Micrograph(image, card['sampling'], 'crystal'), Oracle(heights), card, tmp_path/'out', read=refined_columns)
     assert 'not to be relied on' in text
@@ -112,7 +113,8 @@ def test_what_cannot_be_refined_is_refused(crystal, card, monkeypatch):
     assert score['accuracy'] == 0 and score['unread'] == 1 and score['misfit'] is None
 
 
-def test_columns_beside_the_lattice_keep_their_heights(crystal, card):
+def test_columns_beside_the_lattice_keep_their_heights(crystal, card, monkeypatch):
+    monkeypatch.setattr(refine, 'STARTS', (0,))
     image, heights, _ = crystal
     true = true_columns(heights, card['sampling'])
     fit = fit_lattice(true[['x', 'y']])
