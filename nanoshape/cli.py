@@ -302,7 +302,7 @@ def parser()->argparse.ArgumentParser:
     h = sub.add_parser('heights', help='count the atoms in each column of a crystal seen along a zone axis',
                        description='Reads how many atoms each column of a crystal holds, and writes a table and a model of the atoms.')
     h.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC or TIFF in counts of electrons')
-    h.add_argument('--material', default='CeO2', help='CeO2 (default), along [110]; Au once data/sweeps/heights_gold.yaml has been run')
+    h.add_argument('--material', default='CeO2', help='CeO2 (default) or Au, along [110]')
     h.add_argument('--model', metavar='FILE', help='a model file (default: data/models/heights_MATERIAL.safetensors)')
     h.add_argument('--tilted', action='store_true', help='read a crystal that looks tilted off its axis all the same')
     h.add_argument('--refine', action='store_true', help='correct the heights until a simulated image is like this one: half a minute, and far fewer '

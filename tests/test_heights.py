@@ -427,9 +427,10 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys, tiny):
     assert 'no network for heights' in capsys.readouterr().err
 
 
-def test_the_kept_network_reads_new_crystals_and_refuses_noise(tmp_path):
-    net, card = load_model(ROOT/'data/models/heights_CeO2.safetensors')
-    fresh = simulate(load_recipe(ROOT/'data/recipes/ceria_heights.yaml', structures=4, seed=77, dose=3000), tmp_path/'s', 0)
+@pytest.mark.parametrize('material, recipe', [('CeO2', 'ceria_heights'), ('Au', 'gold_heights')])
+def test_the_kept_networks_read_new_crystals_and_refuse_noise(tmp_path, material, recipe):
+    net, card = load_model(ROOT/f'data/models/heights_{material}.safetensors')
+    fresh = simulate(load_recipe(ROOT/f'data/recipes/{recipe}.yaml', structures=4, seed=77, dose=3000), tmp_path/'s', 0)
     s = heights_score(*column_answers(net, card, fresh, range(4)))
     assert s['accuracy'] > .4 and s['within_one'] > .8 and s['true_atoms'] > .98 and s['false_atoms'] < .01
     noise = Micrograph(np.random.default_rng(0).poisson(100, (256, 256)).astype(np.float32), fresh.sampling, 'noise')

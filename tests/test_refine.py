@@ -135,6 +135,7 @@ def test_a_crystals_other_columns_stand_where_the_lattice_has_them(crystal, card
     assert len(stacked(outer, h, none)) == len(stacked(inner, h)) == len(rebuilt(true, fit)) < len(stacked(outer, h, some)) < len(stacked(outer, h))
 
 
-def test_the_kept_network_says_what_microscope_it_knows():
-    _, card = load_model(ROOT/'data/models/heights_CeO2.safetensors')
-    assert card['optics'] == {k: list(v) for k, v in optics(load_recipe(ROOT/'data/recipes/ceria_heights.yaml')).items()}
+@pytest.mark.parametrize('material, recipe', [('CeO2', 'ceria_heights'), ('Au', 'gold_heights')])
+def test_the_kept_networks_say_what_microscope_they_know(material, recipe):
+    _, card = load_model(ROOT/f'data/models/heights_{material}.safetensors')
+    assert card['optics'] == {k: list(v) for k, v in optics(load_recipe(ROOT/f'data/recipes/{recipe}.yaml')).items()}
