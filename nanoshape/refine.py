@@ -288,7 +288,9 @@ def refined(
     mean = p@k
     new = dict(height=p.argmax(1) + 1, confidence=p.max(1), mean=mean, sd=np.sqrt((p@k**2 - mean**2).clip(0)),
                **{f'p_{a}': q for a, q in zip(k, p.T)})
-    return columns.assign(**{name: _set(columns, name, on, q) for name, q in new.items()}), found[0][1], found[0][1].misfit/len(v.y)
+    table = columns.assign(**{name: _set(columns, name, on, q) for name, q in new.items()})
+    last = [c for c in columns if c in ('off', 'on_lattice')]  # behind the probabilities
+    return table[[c for c in table if c not in last] + last], found[0][1], found[0][1].misfit/len(v.y)
 
 # %% ../nbs/25_refine.ipynb #cdb2e51e
 def refined_columns(
