@@ -320,7 +320,10 @@ def true_columns(
 # %% ../nbs/23_heights.ipynb #1a2ad467
 NEAR = 1.  # Å
 
-def partners(found, true):  # row numbers of found and true columns that are each other's nearest, within NEAR
+def partners(
+    found:pd.DataFrame, true:pd.DataFrame,  # with x, y (Å)
+)->np.ndarray:  # int (2, n): row numbers of the found ones and of the true ones
+    "Columns that are each other's nearest, within `NEAR`."
     if not len(found) or not len(true): return np.zeros((2, 0), int)
     a, b = (t[['x', 'y']].to_numpy() for t in (found, true))
     far, of = cKDTree(b).query(a)

@@ -34,6 +34,7 @@ def optics(recipe:Recipe)->dict:  # for a network's card
     "Bounds of the conditions that a recipe's microscope has beside focus and dose."
     return {k: bounds(getattr(recipe, k)) for k in ('Cs_um', 'C5_mm', 'angular_spread_mrad', 'vibration_nm', 'focal_spread_nm')}
 
+# %% ../nbs/25_refine.ipynb #f31f75a7
 def card_microscope(
     card:dict,  # of a network for heights, with `optics`
 )->Microscope:
@@ -54,6 +55,7 @@ def _owned(at, xy, radius):  # pixels (flat) within the radius of a column, and 
     far, owner = cKDTree(xy).query(at)
     return np.flatnonzero(far < radius), owner[far < radius]
 
+# %% ../nbs/25_refine.ipynb #9c0e52c3
 @dataclass(frozen=True)
 class View:
     """A crystal's part of an image: `n` × `n` pixels from `corner` (pixels), of which those `near` columns (flat numbers) are compared; their values
@@ -123,6 +125,7 @@ def _scenes(v, places, many, g):  # for k (heights, there), in cells as wide as 
         a.cell, a.pbc = [v.n*v.sampling, v.n*v.sampling, depth], True
     return out
 
+# %% ../nbs/25_refine.ipynb #efcf5615
 def _waves(v, places, many, g): return exit_waves(_scenes(v, places, many, g), 2*v.n, v.microscope.energy, out_gpts=v.n)
 
 def _seen(v, waves, defocus, focal_spread): return intensity(waves, changed(v.microscope, defocus=defocus, focal_spread=focal_spread), v.sampling)
@@ -141,6 +144,7 @@ def _conditions(g): return np.array([g.defocus, g.focal_spread, *g.moved.ravel()
 def _under(g, c):
     return replace(g, defocus=float(c[0]), focal_spread=float(np.clip(c[1], *SPREAD)), moved=c[2:8].reshape(2, 3), tilt=c[8:])
 
+# %% ../nbs/25_refine.ipynb #ad6022c6
 def focused(v:View, places, guess:Guess, foci=FOCI)->Guess:
     "The focus, of a grid, that fits best."
     wave = _waves(v, places, [(guess.heights, guess.there)], guess)
@@ -190,6 +194,7 @@ def _variants(g, groups):
     there = [g.there ^ (groups[1] == c) for c in range(groups[1].max(initial=-1) + 1)]
     return [(g.heights, g.there)] + [(h, g.there) for h in heights] + [(g.heights, t) for t in there]
 
+# %% ../nbs/25_refine.ipynb #5271dc85
 def preferred(v:View, places, guess:Guess, groups, said, nudges=NUDGES):
     """What each column would rather be: log-probabilities (3, n) of an atom less, the same, an atom more; which columns should be there at
     the edge; and by which change of focus all this becomes likeliest.
@@ -230,6 +235,7 @@ def _leaning(v, places, guess):  # the best of a set of tilts, settled, and its 
     best = min((settled(v, places, g, True) for g in tried), key=lambda g: g.misfit)
     return [best, settled(v, places, replace(best, tilt=-best.tilt, misfit=float('inf')), True)]
 
+# %% ../nbs/25_refine.ipynb #aaff1f74
 def _starts(v, places, heights, lean, found):
     none = np.zeros(places.edge.sum(), bool)
     best = min(found, key=lambda e: e[0])[1] if found else None
@@ -242,6 +248,7 @@ def _opposite(found):  # swapped rows and the opposite tilt look most like the r
     best = min(found, key=lambda e: e[0])[1]
     return [replace(best, tilt=-best.tilt)]
 
+# %% ../nbs/25_refine.ipynb #71cf1191
 def ends(v:View, fit:LatticeFit, heights, said, lean:bool=False):
     "Where climbs from several starts end, the best first: (cost, guess, log-probabilities as in `preferred`)."
     found = []
