@@ -139,3 +139,19 @@ def test_a_crystals_other_columns_stand_where_the_lattice_has_them(crystal, card
 def test_the_kept_networks_say_what_microscope_they_know(material, recipe):
     _, card = load_model(ROOT/f'data/models/heights_{material}.safetensors')
     assert card['optics'] == {k: list(v) for k, v in optics(load_recipe(ROOT/f'data/recipes/{recipe}.yaml')).items()}
+
+
+NOT_YET = pytest.mark.xfail(strict=True, reason='not reached in every draw, see figures/heights_refined')
+
+
+@pytest.mark.parametrize('test, column, goal', [
+    ('dose 10000', 'accuracy', .99), ('dose 1000', 'within_one', .99), pytest.param('dose 1000', 'accuracy', .94, marks=NOT_YET),
+    pytest.param('dose 125', 'accuracy', .85, marks=NOT_YET), pytest.param('tilt 2', 'accuracy', .85, marks=NOT_YET)])
+def test_refined_heights_are_as_right_as_was_wanted(test, column, goal):
+    t = pd.read_csv(ROOT/'data/results/heights_refine.csv').query('recipe == "ceria_heights"')
+    assert t[t.test == test][column].min() >= goal
+
+
+def test_refining_helps_wherever_there_are_electrons():
+    t = pd.read_csv(ROOT/'data/results/heights_refine.csv')
+    assert (t.accuracy > t.network)[t.test != 'dose 125'].all() and (t.accuracy > t.network - .03).all()
