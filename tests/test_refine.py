@@ -4,10 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 
 import nanoshape.refine as refine
 from conftest import ROOT
+from nanoshape.cli import main
 from nanoshape.core import NM, UserError, read_json, torch_rng
 from nanoshape.heights import true_columns
 from nanoshape.microscope import changed, expose, intensity
@@ -111,6 +113,15 @@ def test_what_cannot_be_refined_is_refused(crystal, card, monkeypatch):
     assert found == dict(unread=True) and (nothing.refined == 0).all()
     score = refined_score(nothing.assign(sample=0), pd.DataFrame([found | dict(true_defocus=0., true_focal_spread=0.)]))
     assert score['accuracy'] == 0 and score['unread'] == 1 and score['misfit'] is None
+
+
+def test_the_command_refines(crystal, card, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(refine, 'STARTS', (0,))
+    tifffile.imwrite(tmp_path/'ceria.tif', crystal[0].astype(np.uint16))
+    size = str(card['sampling']/NM)
+    assert main(['heights', str(tmp_path/'ceria.tif'), '--pixel-size', size, '--refine', '--out', str(tmp_path/'out')]) == 0
+    assert 'comparison with simulated images' in capsys.readouterr().out
+    assert abs(read_json(tmp_path/'out/run.json')['simulated']['defocus_nm'] - 4) < 1
 
 
 def test_columns_beside_the_lattice_keep_their_heights(crystal, card, monkeypatch):
