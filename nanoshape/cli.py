@@ -136,7 +136,8 @@ def heights(a):
     model, card = _heights_model(a)
     from nanoshape.rebuild import image_columns, write_heights
     from nanoshape.refine import refined_columns
-    print(write_heights(_read(a), model, card, out, a.tilted, refined_columns if a.refine else image_columns, image=str(Path(a.image).resolve())))
+    read = refined_columns if a.refine else image_columns
+    print(write_heights(_read(a), model, card, out, a.tilted or a.refine, read, image=str(Path(a.image).resolve())))
     print(f'Results: {out}/report.html (and columns.csv, model.xyz)')
 
 # %% ../nbs/27_cli.ipynb #632a75ce
@@ -304,9 +305,9 @@ def parser()->argparse.ArgumentParser:
     h.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC or TIFF in counts of electrons')
     h.add_argument('--material', default='CeO2', help='CeO2 (default) or Au, along [110]')
     h.add_argument('--model', metavar='FILE', help='a model file (default: data/models/heights_MATERIAL.safetensors)')
-    h.add_argument('--tilted', action='store_true', help='read a crystal that looks tilted off its axis all the same')
-    h.add_argument('--refine', action='store_true', help='correct the heights until a simulated image is like this one: half a minute, and far fewer '
-                   'errors from about 500 electrons per Å² on, if the microscope is like that of the training')
+    h.add_argument('--tilted', action='store_true', help='read a crystal that looks tilted off its axis all the same (--refine always does)')
+    h.add_argument('--refine', action='store_true', help='correct the heights, and find focus and tilt, until a simulated image is like this one: '
+                   'half a minute, and far fewer errors from about 500 electrons per Å² on, if the microscope is like that of the training')
     h.set_defaults(run=heights); _file_options(h, '(needed for a movie)')
     w = sub.add_parser('app', help='the page in the browser', description='Serves a page that reads micrographs, to this computer only.')
     w.add_argument('--port', type=_count, default=8866, help='default: 8866')

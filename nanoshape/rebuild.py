@@ -154,7 +154,7 @@ def asymmetry(
 
 # %% ../nbs/24_rebuild.ipynb #4474779b
 _OFF_AXIS = ('{0.asymmetry:.1%} of its contrast lack the mirror lines of {0.material} along [{0.axis}], so it is tilted off that axis, '
-             'or the image astigmatic; of a tilted crystal half of the heights or fewer come out right')
+             'or the image astigmatic; of a tilted crystal the network gets half of the heights or fewer right')
 
 def check_axis(
     fit:LatticeFit,  # with its asymmetry
@@ -162,7 +162,7 @@ def check_axis(
 ):
     "Raises `UserError` where the columns' pattern lacks the mirror lines that it has along the axis."
     if fit.asymmetry > TILTED:
-        raise UserError(f'{name}: {_OFF_AXIS.format(fit)}; tilted=True (--tilted) reads it all the same')
+        raise UserError(f'{name}: {_OFF_AXIS.format(fit)}: --refine finds the tilt; --tilted (tilted=True) reads it all the same')
 
 # %% ../nbs/24_rebuild.ipynb #8f7927a9
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ def show_columns(
     return ax
 
 # %% ../nbs/24_rebuild.ipynb #b84fed4c
-MISFIT = 2.  # χ² per pixel from which on a simulated image does not explain the recorded one
+MISFIT = 1.2  # χ² per pixel from which on a simulated image does not explain the recorded one
 _UNEXPLAINED = ', too much to be noise: the microscope or the crystal is another than assumed, and the heights are not to be relied on'
 
 def _word(fit):  # whose probabilities they are
@@ -339,7 +339,7 @@ def summarise_heights(m:Micrograph, columns:pd.DataFrame, fit:LatticeFit)->str:
             f'(median {h.height.median():g}); a height is right with a probability of {h.confidence.mean():.0%} on average, {_word(fit)}. '
             f'The lattice constant comes out {100*(fit.scale - 1):+.1f} % from the known one; '
             f'{len(columns) - len(h)} more columns lie beside the lattice.'
-            + f' {_OFF_AXIS.format(fit)}.'*bool(fit.asymmetry > TILTED))
+            + f' {_OFF_AXIS.format(fit)}.'*bool(fit.asymmetry > TILTED and fit.simulated is None))
 
 # %% ../nbs/24_rebuild.ipynb #17e89454
 CAUTION = ('The network has seen simulated images only: perfect optics but for the aberrations of its recipe, every electron counted, none lost. '

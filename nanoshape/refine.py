@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'AROUND', 'PATCH', 'EDGE', 'MARGIN', 'WIDEST', 'BELOW', 'FOCI', 'SPREAD', 'SOFT', 'STEP', 'MOST', 'APART',
-           'NUDGES', 'STARTS', 'TILTS', 'PRIOR', 'SOFTER', 'optics', 'card_microscope', 'View', 'view', 'Guess',
+           'NUDGES', 'ALIKE', 'TILTS', 'PRIOR', 'SOFTER', 'optics', 'card_microscope', 'View', 'view', 'Guess',
            'focused', 'settled', 'preferred', 'climbed', 'ends', 'mixed', 'refined', 'refined_columns',
            'refined_answers', 'refined_score']
 
@@ -152,7 +152,7 @@ def focused(v:View, places, guess:Guess, foci=FOCI)->Guess:
     return replace(guess, defocus=float(foci[int(np.argmin(chi))]), misfit=min(chi))
 
 # %% ../nbs/25_refine.ipynb #a36476e0
-def _slopes(v, places, g, lean):  # image, and its change with each condition, at the near pixels: (k, pixels); its χ²
+def _slopes(v, places, g):  # image, and its change with each condition, at the near pixels: (k, pixels); its χ²
     wave = lambda g: _waves(v, places, [(g.heights, g.there)], g)
     see = lambda w, df=0., ds=0.: _seen(v, w, g.defocus + df, g.focal_spread + ds)
     w = wave(g)
@@ -162,22 +162,20 @@ def _slopes(v, places, g, lean):  # image, and its change with each condition, a
     for axis in (-1, -2):  # columns moved along x, along y
         moved = (torch.roll(base, 1, axis) - torch.roll(base, -1, axis))/2/v.sampling
         parts += [moved, moved*x/10, moved*y/10]
-    if lean: parts += [(see(wave(replace(g, tilt=g.tilt + d))) - base)/.002 for d in .002*np.eye(2)]
+    parts += [(see(wave(replace(g, tilt=g.tilt + d))) - base)/.002 for d in .002*np.eye(2)]
     return torch.cat([p.flatten(1)[:, v.near] for p in parts]).double().numpy(), float(_against(v, base).sum())
 
 # %% ../nbs/25_refine.ipynb #00970a5a
-def settled(v:View, places, guess:Guess, lean:bool=False, rounds:int=3)->Guess:
-    "Conditions fitted to the image, heights as they are; `lean`: the tilt, too."
-    best, g, k, home = None, guess, 10 if lean else 8, np.array([guess.defocus, sum(SPREAD)/2, *[0.]*8])
+def settled(v:View, places, guess:Guess, rounds:int=3)->Guess:
+    "Conditions fitted to the image, heights as they are."
+    best, g, home = None, guess, np.array([guess.defocus, sum(SPREAD)/2, *[0.]*8])
     for _ in range(rounds + 1):
-        slopes, chi = _slopes(v, places, g, lean)
+        slopes, chi = _slopes(v, places, g)
         if best is not None and chi >= best.misfit: break
         best, c = replace(g, misfit=chi), _conditions(g)
-        spring = np.column_stack([np.zeros(k), np.diag(v.noise/SOFT[:k])])
-        a, b = np.vstack([slopes.T, spring]), np.concatenate([v.y.numpy(), (home - c)[:k]*v.noise/SOFT[:k]])
-        solved = np.linalg.lstsq(a, b, rcond=None)[0]
-        c[:k] += np.clip(solved[1:]/max(solved[0], .1), -STEP[:k], STEP[:k])
-        g = _under(g, c)
+        spring = np.column_stack([np.zeros(len(c)), np.diag(v.noise/SOFT)])
+        solved = np.linalg.lstsq(np.vstack([slopes.T, spring]), np.concatenate([v.y.numpy(), (home - c)*v.noise/SOFT]), rcond=None)[0]
+        g = _under(g, c + np.clip(solved[1:]/max(solved[0], .1), -STEP, STEP))
     return best
 
 # %% ../nbs/25_refine.ipynb #ae4587da
@@ -212,50 +210,57 @@ def preferred(v:View, places, guess:Guess, groups, said, nudges=NUDGES):
     return best[1:]
 
 # %% ../nbs/25_refine.ipynb #ab5d0834
-def climbed(v:View, places, guess:Guess, groups, said, lean:bool=False, seen:set|None=None, rounds:int=8):
-    "From a guess uphill, to where no column wants to change: (cost, guess, log-probabilities as in `preferred`), or None if others came by before."
-    best, seen = None, set() if seen is None else seen
+ALIKE = np.radians(.5)  # rad, between tilts that are taken for the same
+
+def _key(g): return g.heights.tobytes() + g.there.tobytes() + np.round(g.tilt/ALIKE).astype(int).tobytes()
+
+def _cost(g, said):  # half of χ², and what the network and the springs have against it
+    pull = (_conditions(g) - [0, sum(SPREAD)/2, *[0]*8])[1:]/SOFT[1:]
+    return g.misfit/2 + pull@pull/2 - said[np.arange(len(said)), g.heights - 1].sum()
+
+def climbed(v:View, places, guess:Guess, groups, said, seen:set, rounds:int=8):
+    """From a guess uphill, to where no column wants to change: (cost, guess, log-probabilities as in `preferred`), or None if others came by before
+    (`seen`)."""
+    best = None
     for _ in range(rounds):
-        if (key := guess.heights.tobytes() + guess.there.tobytes()) in seen: break
+        if (key := _key(guess)) in seen: break
         seen.add(key)
-        guess = settled(v, places, guess, lean)
+        guess = settled(v, places, guess)
         log_p, there, nudge = preferred(v, places, guess, groups, said)
-        cost = guess.misfit/2 - said[np.arange(len(said)), guess.heights - 1].sum()
-        if best is None or cost < best[0]: best = cost, guess, log_p
+        if best is None or _cost(guess, said) < best[0]: best = _cost(guess, said), guess, log_p
         guess = replace(guess, heights=np.clip(guess.heights + log_p.argmax(0) - 1, 1, MOST), there=there, defocus=guess.defocus + nudge)
     return best
 
 # %% ../nbs/25_refine.ipynb #25c97ed9
-STARTS, TILTS = (0, -1, 1), np.radians([1., 2., 3., 4.])  # atoms; rad
+TILTS = np.radians([1., 2., 3., 4.])
 
-def _leaning(v, places, guess):  # the best of a set of tilts, settled, and its opposite, which looks much alike
+def _leaning(v, places, guess):  # the best of a set of tilts
     ways = [np.zeros(2)] + [a*np.array([np.cos(t), np.sin(t)]) for a in TILTS for t in np.arange(8)*np.pi/4]
     foci = guess.defocus + np.arange(-20, 20.1, 5.)
     tried = sorted((focused(v, places, replace(guess, tilt=t), foci) for t in ways), key=lambda g: g.misfit)[:2]
-    best = min((settled(v, places, g, True) for g in tried), key=lambda g: g.misfit)
-    return [best, settled(v, places, replace(best, tilt=-best.tilt, misfit=float('inf')), True)]
+    return min((settled(v, places, g) for g in tried), key=lambda g: g.misfit)
 
 # %% ../nbs/25_refine.ipynb #aaff1f74
-def _starts(v, places, heights, lean, found):
-    none = np.zeros(places.edge.sum(), bool)
-    best = min(found, key=lambda e: e[0])[1] if found else None
-    for d in STARTS:
-        guess = focused(v, places, Guess(np.clip(heights + d, 1, MOST), none, tilt=best.tilt if best is not None else np.zeros(2)))
-        yield from _leaning(v, places, guess) if lean and best is None else [guess]
-        if found: best = min(found, key=lambda e: e[0])[1]
-
-def _opposite(found):  # swapped rows and the opposite tilt look most like the rows as they are and the tilt
-    best = min(found, key=lambda e: e[0])[1]
-    return [replace(best, tilt=-best.tilt)]
+def _ways(v, fit, heights, said):  # ends of the four: (end, what to climb with)
+    for swapped in (False, True):
+        places, seen = lattice_columns(fit, swapped, edge=True), set()
+        none, groups = np.zeros(places.edge.sum(), bool), _groups(fit, places)
+        if not swapped: first = _leaning(v, places, focused(v, places, Guess(heights, none)))
+        for sign in (1, -1):
+            if (end := climbed(v, places, replace(first, there=none, tilt=sign*first.tilt), groups, said, seen)):
+                yield end, (places, groups, seen)
 
 # %% ../nbs/25_refine.ipynb #71cf1191
-def ends(v:View, fit:LatticeFit, heights, said, lean:bool=False):
+def ends(v:View, fit:LatticeFit, heights, said):
     "Where climbs from several starts end, the best first: (cost, guess, log-probabilities as in `preferred`)."
-    found = []
-    for swapped in (False, True):
-        places, seen = lattice_columns(fit, swapped, edge=True), None if lean else set()
-        for start in _opposite(found) if lean and swapped else _starts(v, places, heights, lean, found):
-            if (end := climbed(v, places, start, _groups(fit, places), said, lean, seen)): found.append(end)
+    tried = list(_ways(v, fit, heights, said))
+    found, (best, (places, groups, seen)) = [end for end, _ in tried], min(tried, key=lambda t: t[0][0])
+    for d in (-1, 1):
+        end = best
+        while end and end[0] <= best[0]:
+            best = end
+            start = focused(v, places, replace(best[1], heights=np.clip(best[1].heights + d, 1, MOST)))
+            if (end := climbed(v, places, start, groups, said, seen)): found.append(end)
     return sorted(found, key=lambda e: e[0])
 
 # %% ../nbs/25_refine.ipynb #0fdc0a1a
@@ -277,20 +282,19 @@ def _set(table, name, rows, values):  # a column with new values in some rows
     return out
 
 # %% ../nbs/25_refine.ipynb #f28611c7
-PRIOR, SOFTER = 4., 9.  # weight of the network's word per noise, 1 at most; by how much the answers' temperature is above 1, per squared noise
+PRIOR, SOFTER = 2., 9.  # weight of the network's word per noise; by how much the answers' temperature is above 1, per squared noise
 
 def refined(
     image:np.ndarray,  # (y, x), at the network's pixel size
     columns:pd.DataFrame, fit:LatticeFit,  # from `image_columns`
     card:dict,
-    lean:bool=False,  # fit the tilt
 )->tuple[pd.DataFrame,Guess,float]:  # the table with new heights; the best guess; its χ² per pixel
     "Heights of columns on the lattice under which a simulated image is most like the recorded one."
     places, on, k = lattice_columns(fit, edge=True), np.flatnonzero(fit.on), np.arange(1, MOST + 1)
     heights, p = columns.height.to_numpy()[on], columns[[c for c in columns if c.startswith('p_')]].to_numpy()[on]
     v = view(image, card['sampling'], places, heights, card_microscope(card))
-    said = min(1, PRIOR*v.noise)*np.log(np.pad(p, ((0, 0), (0, MOST - p.shape[1]))) + 1e-3)
-    found = ends(v, fit, heights, said, lean)
+    known = np.clip(k, *card.get('heights', (1, p.shape[1])))  # what it has not learned it takes for the nearest that it has
+    found = ends(v, fit, heights, PRIOR*v.noise*np.log(p[:, known - 1] + 1e-3))
     p = mixed(found, 1 + SOFTER*v.noise**2)
     mean = p@k
     new = dict(height=p.argmax(1) + 1, confidence=p.max(1), mean=mean, sd=np.sqrt((p@k**2 - mean**2).clip(0)),
@@ -303,12 +307,12 @@ def refined(
 def refined_columns(
     m:Micrograph, model:nn.Module,
     card:dict,  # with `optics`
-    tilted:bool=False,  # as in `image_columns`; the tilt is fitted
+    tilted:bool=True,  # as in `image_columns`
 )->tuple[pd.DataFrame,LatticeFit]:  # as `image_columns`, with the conditions that were found in the fit's `simulated`
     "The columns of a micrograph, read by a network and refined. Raises `UserError` as `image_columns`, `view` and `card_microscope` do."
     card_microscope(card)
     columns, fit = image_columns(m, model, card, tilted)
-    columns, guess, misfit = refined(resampled(m.image, m.sampling, card['sampling']), columns, fit, card, tilted)
+    columns, guess, misfit = refined(resampled(m.image, m.sampling, card['sampling']), columns, fit, card)
     found = dict(defocus_nm=guess.defocus/NM, focal_spread_nm=guess.focal_spread/NM, misfit=misfit,
                  tilt_deg=float(np.degrees(np.linalg.norm(guess.tilt))))
     return columns, replace(fit, simulated=found)
@@ -318,21 +322,16 @@ def refined_answers(
     image:np.ndarray,  # (y, x)
     heights:np.ndarray,  # (y, x), its truth map
     model:nn.Module, card:dict,
-    lean:bool=False,
-)->tuple[pd.DataFrame,dict]:  # per true column: true, said, confidence, refined, refined_confidence; of the image: misfit, found conditions
-    """What becomes of an image on a micrograph's way; one on the axis that is taken for tilted is read all the same. A column that is not found is
-    said to have 0 atoms."""
+)->tuple[pd.DataFrame,dict]:  # per true column: true, said, refined, refined_confidence; of the image: misfit, found conditions
+    "What becomes of an image on a micrograph's way. A column that is not found is said to have 0 atoms."
     true, m = true_columns(heights, card['sampling']), Micrograph(image, card['sampling'], 'image')
-    answers = true[['height']].rename(columns={'height': 'true'}).assign(said=0, confidence=1., refined=0, refined_confidence=1.)
-    try: columns, fit = image_columns(m, model, card, lean)
-    except UserError:
-        try: columns, fit = image_columns(m, model, card, True)
-        except UserError: return answers, dict(unread=True)
-    new, guess, misfit = refined(image, columns, fit, card, lean)
+    answers = true[['height']].rename(columns={'height': 'true'}).assign(said=0, refined=0, refined_confidence=1.)
+    try: columns, fit = image_columns(m, model, card, tilted=True)
+    except UserError: return answers, dict(unread=True)
+    new, guess, misfit = refined(image, columns, fit, card)
     a, b = partners(columns, true)
-    for name, table in (('', columns), ('refined_', new)):
-        answers.loc[answers.index[b], name + 'confidence'] = table.confidence.to_numpy(float)[a]
-        answers.loc[answers.index[b], name.rstrip('_') or 'said'] = table.height.to_numpy()[a]
+    read = dict(said=columns.height, refined=new.height, refined_confidence=new.confidence)
+    for name, values in read.items(): answers.loc[answers.index[b], name] = values.to_numpy(answers[name].dtype)[a]
     return answers, dict(unread=False, misfit=misfit, defocus=guess.defocus, focal_spread=guess.focal_spread, tilt=float(np.linalg.norm(guess.tilt)))
 
 # %% ../nbs/25_refine.ipynb #c099d2ee
@@ -341,7 +340,7 @@ def refined_score(
     images:pd.DataFrame,  # its like, with true_defocus and true_focal_spread
 )->dict:  # plain values, for JSON
     """`accuracy` over true columns with its 95 % interval over structures, `within_one` atom, `calibration_error` and its `bins` (n, mean confidence,
-    accuracy) of refined heights; the `network`'s; shares of unread crystals; mean misfit; mean error of focus and spread (nm), and mean tilt (°)."""
+    accuracy) of refined heights; the `network`'s accuracy; share of unread crystals; means of misfit, tilt (°), errors of focus and spread (nm)."""
     right, net = answers.true == answers.refined, answers.true == answers.said
     low, high = cluster_interval(right, answers['sample'])
     bins = reliability(answers.refined_confidence, right)
@@ -351,6 +350,5 @@ def refined_score(
     return dict(n=len(answers), structures=len(images), accuracy=float(right.mean()), accuracy_low=low, accuracy_high=high,
                 within_one=float(((answers.true - answers.refined).abs() <= 1).mean()), network=float(net.mean()),
                 network_within_one=float(((answers.true - answers.said).abs() <= 1).mean()), calibration_error=calibration_error(bins),
-                network_calibration_error=calibration_error(reliability(answers.confidence, net)),
                 bins=bins[['n', 'confidence', 'accuracy']].round(4).to_numpy().tolist(), unread=float(images.unread.mean()),
                 misfit=mean(read.misfit) if len(read) else None, tilt_deg=mean(np.degrees(read.tilt)) if len(read) else None, **off)

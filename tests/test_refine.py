@@ -73,7 +73,7 @@ def test_a_tilt_is_found_with_its_sign():
         places = lattice_columns(fit_lattice(true[['x', 'y']]), swapped, edge=True)
         v = view(image, recipe.sampling, places, true.height, card_microscope(dict(energy_kev=300, optics=optics(recipe))))
         start = Guess(true.height.to_numpy(), np.zeros(places.edge.sum(), bool), defocus=4*NM)
-        tried += [settled(v, places, replace(start, tilt=k*toward), lean=True, rounds=8) for k in (.6, -.6)]
+        tried += [settled(v, places, replace(start, tilt=k*toward), rounds=8) for k in (.6, -.6)]
     assert np.linalg.norm(min(tried, key=lambda g: g.misfit).tilt - toward) < .2*np.radians(2)
 
 
@@ -87,15 +87,23 @@ def test_heights_that_are_all_wrong_by_one_are_mended(crystal, card, tmp_path):
     assert sorted(table.height) == sorted(answers.refined) and len(true) == len(table)
     assert np.allclose(table[[f'p_{k}' for k in range(1, 17)]].sum(1), 1, atol=1e-3)
     made = read_json(tmp_path/'out/run.json')['simulated']
-    assert abs(made['defocus_nm'] - 4) < .5 and made['misfit'] < 1.5 and made['tilt_deg'] == 0
+    assert abs(made['defocus_nm'] - 4) < .5 and made['misfit'] < 1.2 and made['tilt_deg'] < .5
     assert 'comparison with simulated images' in text and 'not to be relied on' not in text
     images = pd.DataFrame([found | dict(true_defocus=4*NM, true_focal_spread=4*NM)])
     score = refined_score(answers.assign(sample=0), images)
     assert score['network'] == 0 and score['network_within_one'] == 1 and score['accuracy'] > .85 and score['defocus_error_nm'] < .5
 
 
+def test_columns_thicker_than_any_that_the_network_knows_are_read(card, monkeypatch):
+    monkeypatch.setattr(refine, 'TILTS', ())
+    recipe = load_recipe(ROOT/'data/recipes/ceria_heights.yaml', seed=5, size_nm=2.6, heights=[11, 12], adatoms=0, defocus_nm=4, focal_spread_nm=4)
+    image, heights, _ = seen(recipe, dose=5000.)
+    answers, _ = refined_answers(image, heights, Oracle(np.minimum(heights, 10)), card | dict(heights=[3, 10]))
+    assert (answers.said <= 10).all() and answers.true.max() > 11 and (answers.refined == answers.true).mean() > .85
+
+
 def test_an_image_that_no_guess_explains_is_said_to_be_such(recipe, card, tmp_path, monkeypatch):
-    monkeypatch.setattr(refine, 'STARTS', (0,))
+    monkeypatch.setattr(refine, 'TILTS', ())
     image, heights, _ = seen(recipe, dose=1e5, Cs=1.2e7)  # an uncorrected microscope
     text = write_heights(Micrograph(image, card['sampling'], 'crystal'), Oracle(heights), card, tmp_path/'out', read=refined_columns)
     assert 'not to be relied on' in text
@@ -116,7 +124,7 @@ def test_what_cannot_be_refined_is_refused(crystal, card, monkeypatch):
 
 
 def test_the_command_refines(crystal, card, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(refine, 'STARTS', (0,))
+    monkeypatch.setattr(refine, 'TILTS', ())
     tifffile.imwrite(tmp_path/'ceria.tif', crystal[0].astype(np.uint16))
     size = str(card['sampling']/NM)
     assert main(['heights', str(tmp_path/'ceria.tif'), '--pixel-size', size, '--refine', '--out', str(tmp_path/'out')]) == 0
@@ -125,7 +133,7 @@ def test_the_command_refines(crystal, card, tmp_path, monkeypatch, capsys):
 
 
 def test_columns_beside_the_lattice_keep_their_heights(crystal, card, monkeypatch):
-    monkeypatch.setattr(refine, 'STARTS', (0,))
+    monkeypatch.setattr(refine, 'TILTS', ())
     image, heights, _ = crystal
     true = true_columns(heights, card['sampling'])
     fit = fit_lattice(true[['x', 'y']])
