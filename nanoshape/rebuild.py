@@ -350,7 +350,7 @@ def _trained(card):  # what its heights hold for, where the card says it
     if not {'heights', 'defocus_nm'} <= card.keys(): return []
     (low, high), (near, far) = card['heights'], card['defocus_nm']
     return [f'It has learned columns of {low} to {high} atoms, {near:g} to {far:g} nm underfocus and {card["energy_kev"]:g} kV. '
-            'Elsewhere its heights are wrong, and its confidences do not show it.']
+            'Elsewhere its own heights are wrong, and its confidences do not show it; many come right with --refine.']
 
 def _pictures(columns, model):  # from their PNGs
     return [dict(src=png_url(columns), title='Columns', alt='micrograph with a number on each column', text='Atoms in each column.'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'AROUND', 'PATCH', 'EDGE', 'MARGIN', 'WIDEST', 'BELOW', 'FOCI', 'SPREAD', 'SOFT', 'STEP', 'MOST', 'APART',
-           'NUDGES', 'ALIKE', 'TILTS', 'PRIOR', 'SOFTER', 'optics', 'card_microscope', 'View', 'view', 'Guess',
-           'focused', 'settled', 'preferred', 'climbed', 'ends', 'mixed', 'refined', 'refined_columns',
+           'NUDGES', 'ALIKE', 'TILTS', 'PRIOR', 'SOFTER', 'OUTSIDE', 'optics', 'card_microscope', 'View', 'view',
+           'Guess', 'focused', 'settled', 'preferred', 'climbed', 'ends', 'mixed', 'refined', 'refined_columns',
            'refined_answers', 'refined_score']
 
 # %% ../nbs/25_refine.ipynb #82a1ab27
@@ -282,7 +282,8 @@ def _set(table, name, rows, values):  # a column with new values in some rows
     return out
 
 # %% ../nbs/25_refine.ipynb #f28611c7
-PRIOR, SOFTER = 2., 9.  # weight of the network's word per noise; by how much the answers' temperature is above 1, per squared noise
+PRIOR, SOFTER = 4., 9.  # weight of the network's word per noise, 1 at most; by how much the answers' temperature is above 1, per squared noise
+OUTSIDE = 2.  # by how much smaller is the log-probability of a height that the network has not learned than of the nearest that it has
 
 def refined(
     image:np.ndarray,  # (y, x), at the network's pixel size
@@ -293,8 +294,9 @@ def refined(
     places, on, k = lattice_columns(fit, edge=True), np.flatnonzero(fit.on), np.arange(1, MOST + 1)
     heights, p = columns.height.to_numpy()[on], columns[[c for c in columns if c.startswith('p_')]].to_numpy()[on]
     v = view(image, card['sampling'], places, heights, card_microscope(card))
-    known = np.clip(k, *card.get('heights', (1, p.shape[1])))  # what it has not learned it takes for the nearest that it has
-    found = ends(v, fit, heights, PRIOR*v.noise*np.log(p[:, known - 1] + 1e-3))
+    known = np.clip(k, *card.get('heights', (1, p.shape[1])))  # the nearest that the network has learned
+    said = min(1, PRIOR*v.noise)*(np.log(p[:, known - 1] + 1e-3) - OUTSIDE*(k != known))
+    found = ends(v, fit, heights, said)
     p = mixed(found, 1 + SOFTER*v.noise**2)
     mean = p@k
     new = dict(height=p.argmax(1) + 1, confidence=p.max(1), mean=mean, sd=np.sqrt((p@k**2 - mean**2).clip(0)),
@@ -307,7 +309,7 @@ def refined(
 def refined_columns(
     m:Micrograph, model:nn.Module,
     card:dict,  # with `optics`
-    tilted:bool=True,  # as in `image_columns`
+    tilted:bool=True,  # read it even if its pattern looks tilted; as in `image_columns`
 )->tuple[pd.DataFrame,LatticeFit]:  # as `image_columns`, with the conditions that were found in the fit's `simulated`
     "The columns of a micrograph, read by a network and refined. Raises `UserError` as `image_columns`, `view` and `card_microscope` do."
     card_microscope(card)
