@@ -328,9 +328,8 @@ _UNEXPLAINED = ', too much to be noise: the microscope or the crystal is another
 def _word(fit):  # whose probabilities they are
     if fit.simulated is None: return 'by the network\'s own word, calibrated for crystals on the axis (with --tilted: for tilted ones)'
     s = fit.simulated
-    return (f'after comparison with simulated images: best at {s["defocus_nm"]:.1f} nm of underfocus'
-            + f' and a tilt of {s["tilt_deg"]:.1f}°'*bool(s['tilt_deg']) + f', where they differ by {s["misfit"]:.2f} times the noise (mean square)'
-            + _UNEXPLAINED*(s['misfit'] > MISFIT))
+    return (f'after comparison with simulated images: best at {s["defocus_nm"]:.1f} nm of underfocus and a tilt of {s["tilt_deg"]:.1f}°, '
+            f'where they differ by {s["misfit"]:.2f} times the noise (mean square)' + _UNEXPLAINED*(s['misfit'] > MISFIT))
 
 def summarise_heights(m:Micrograph, columns:pd.DataFrame, fit:LatticeFit)->str:
     "Two sentences on what was read."
