@@ -348,11 +348,13 @@ FINE = .42  # cycles per pixel
 
 def image_noise(
     x:torch.Tensor,  # network inputs (n, 1, y, x)
-)->torch.Tensor:  # (n,), its standard deviation
+    finest:float=.5,  # cycles per pixel, the finest that was recorded; less if the image had fewer pixels once
+)->torch.Tensor:  # (n,), its standard deviation; with fewer pixels that of white noise which is as great up to `finest`
     "White noise, from the finest structures' power."
     fy, fx = (torch.fft.fftfreq(k) for k in x.shape[-2:])
     power = torch.fft.fft2(x[:, 0].float().cpu()).abs()**2/x[0].numel()
-    return (power[:, (fy[:, None]**2 + fx**2).sqrt() > FINE].median(1).values/np.log(2)).sqrt()
+    recorded = (fy[:, None].abs() <= .98*finest) & (fx.abs() <= .98*finest) if finest < .5 else True
+    return (power[:, ((fy[:, None]**2 + fx**2).sqrt() > 2*FINE*finest) & recorded].median(1).values/np.log(2)).sqrt()
 
 def temperature(
     card:dict,  # temperature; perhaps noise: its mean `at`, `range`, and the `power` of it that the temperature goes with

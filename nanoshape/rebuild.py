@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SCALES', 'ON', 'FEWEST', 'SHARE', 'STRAIN', 'GRID', 'FINEST', 'HALVES', 'TILTED', 'MISFIT', 'CAUTION', 'LEGEND',
            'LatticeFit', 'fit_lattice', 'check_columns', 'asymmetry', 'check_axis', 'Places', 'lattice_columns',
-           'stacked', 'rebuilt', 'plot_model', 'image_columns', 'read_back', 'refusal_score', 'show_columns',
-           'summarise_heights', 'write_heights', 'movie', 'with_neighbours', 'flicker', 'steps', 'read_movie',
-           'movie_score']
+           'stacked', 'rebuilt', 'plot_model', 'recorded_finest', 'image_columns', 'read_back', 'refusal_score',
+           'show_columns', 'summarise_heights', 'write_heights', 'movie', 'with_neighbours', 'flicker', 'steps',
+           'read_movie', 'movie_score']
 
 # %% ../nbs/24_rebuild.ipynb #02733162
 from dataclasses import dataclass, replace
@@ -227,7 +227,7 @@ def rebuilt(
     fit:LatticeFit,  # of these columns
 )->Atoms:  # with arrays `column` (row of the table, -1: assumed) and `measured` (bool); no cell
     "A model of the atoms: measured places and heights for the metal, the lattice's for the rest."
-    on, places = np.flatnonzero(fit.on), lattice_columns(fit)
+    on, places = np.flatnonzero(fit.on), lattice_columns(fit, bool((fit.simulated or {}).get('swapped')))
     xy = np.concatenate([columns[['x', 'y']].to_numpy()[on], places.xy[len(on):]])
     out = stacked(replace(places, xy=xy), columns.height.to_numpy()[on])
     out.set_array('measured', out.arrays['column'] >= 0)
@@ -251,6 +251,11 @@ def plot_model(
     ax.view_init(elev, azim); ax.locator_params(nbins=4)
     return ax
 
+# %% ../nbs/24_rebuild.ipynb #b923532f
+def recorded_finest(m:Micrograph, card:dict)->float:  # cycles per pixel of the network
+    "The finest structure that a micrograph's own pixels could hold, at the network's pixel size."
+    return .5*min(1, card['sampling']/m.sampling)
+
 # %% ../nbs/24_rebuild.ipynb #d3cea497
 @torch.no_grad()
 def image_columns(
@@ -267,7 +272,8 @@ def image_columns(
     one = lambda k: turned_back(torch.from_numpy(in_tiles(dihedral(x, k).contiguous().numpy(), model)), k)
     scores = sum(map(one, range(card['symmetries'])))/card['symmetries']
     scores = over_discs(class_scores(scores[None], n), card['sampling'])[0]
-    t = card.get('temperature_tilted', card['temperature']) if tilted else temperature(card, float(image_noise(x[None, None])))
+    noise = float(image_noise(x[None, None], recorded_finest(m, card)))
+    t = card.get('temperature_tilted', card['temperature']) if tilted else temperature(card, noise)
     columns = read_columns(scores, card['sampling'], t)
     if len(columns) < FEWEST: raise UserError(_TOO_FEW.format(m.name, len(columns)))
     fit = fit_lattice(columns[['x', 'y']], card['material'], card['zone'])

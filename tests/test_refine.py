@@ -11,13 +11,14 @@ import nanoshape.refine as refine
 from conftest import ROOT
 from nanoshape.cli import main
 from nanoshape.core import NM, UserError, read_json, torch_rng
-from nanoshape.heights import true_columns
+from nanoshape.heights import right_heights, true_columns
 from nanoshape.microscope import changed, expose, intensity
 from nanoshape.multislice import exit_waves
 from nanoshape.reading import Micrograph
 from nanoshape.rebuild import fit_lattice, lattice_columns, rebuilt, stacked, write_heights
 from nanoshape.recipes import conditions, load_recipe, sample, truth_map
-from nanoshape.refine import (Guess, card_microscope, focused, optics, refined, refined_answers, refined_columns, refined_score, settled, view)
+from nanoshape.refine import (Guess, card_microscope, focused, mixed, optics, refined, refined_answers, refined_columns, refined_score, settled,
+                              view)
 from nanoshape.train import load_model
 from oracle import Oracle
 
@@ -58,15 +59,10 @@ def test_conditions_come_back(crystal, card):
     assert np.allclose(g.moved[:, 0], [-.12, .08], atol=.06)
 
 
-def test_a_tilt_is_found_with_its_sign():
+def test_a_tilt_is_found_with_its_sign(leaning):
     """Swapped rows with the opposite tilt come close, but not as close."""
-    recipe = load_recipe(ROOT/'data/recipes/ceria_heights.yaml', seed=5, size_nm=2.6, heights=[8, 8], vacancies=0, adatoms=0, defocus_nm=4,
-                         focal_spread_nm=4, tilt_deg=2)
-    image, heights, _ = seen(recipe, 3, dose=3000.)
-    true, (scene, _) = true_columns(heights, recipe.sampling), sample(recipe, 3)
-    column = scene.positions[scene.arrays['column'] == 0]
-    x, y, z = column[column[:, 2].argmax()] - column[column[:, 2].argmin()]
-    toward = np.array([-y, x])/z  # the axis that the column's direction is turned about, times the angle
+    image, heights, recipe, toward = leaning
+    true = true_columns(heights, recipe.sampling)
     assert np.degrees(np.linalg.norm(toward)) == pytest.approx(2, abs=.01)
     tried = []
     for swapped in (False, True):
@@ -75,6 +71,66 @@ def test_a_tilt_is_found_with_its_sign():
         start = Guess(true.height.to_numpy(), np.zeros(places.edge.sum(), bool), defocus=4*NM)
         tried += [settled(v, places, replace(start, tilt=k*toward), rounds=8) for k in (.6, -.6)]
     assert np.linalg.norm(min(tried, key=lambda g: g.misfit).tilt - toward) < .2*np.radians(2)
+
+
+def test_a_tilt_and_which_rows_are_higher_are_found_from_nothing(leaning, card):
+    """And the model of the atoms has these rows higher."""
+    image, heights, recipe, toward = leaning
+    columns, fit = refined_columns(Micrograph(image, card['sampling'], 'crystal'), Oracle(heights), card)
+    found, (scene, _) = fit.simulated, sample(recipe, 3)
+    assert np.linalg.norm(np.radians(found['tilt_about_deg']) - toward) < .2*np.radians(2)
+    true, model = scene[scene.symbols == 'Ce'], rebuilt(columns, fit)
+    level = lambda a: np.array([a.positions[a.arrays['column'] == k, 2].max() for k in np.unique(a.arrays['column']) if k >= 0])
+    at = lambda a: np.array([a.positions[a.arrays['column'] == k, :2].mean(0) for k in np.unique(a.arrays['column']) if k >= 0])
+    measured = model[model.arrays['measured']]
+    near = [np.linalg.norm(at(true) - p, axis=1).argmin() for p in at(measured)]
+    flat = level(true) - np.cross(np.append(toward, 0), np.column_stack([at(true), 0*level(true)]))[:, 2]
+    assert np.corrcoef(flat[near], level(measured))[0, 1] > .9
+
+
+@pytest.mark.parametrize('coarser', [.85, 1.1, 1.2])
+def test_pixels_of_other_sizes_make_no_difference(coarser, crystal, recipe, card, monkeypatch):
+    """Noise, and with it the misfit, is that of the recorded pixels."""
+    monkeypatch.setattr(refine, 'TILTS', ())
+    (_, heights, m), (scene, _) = crystal, sample(recipe, 0)
+    size, n = recipe.sampling*coarser, 2*round(recipe.out_gpts/coarser/2)
+    wave = exit_waves([scene], recipe.gpts, recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=n)
+    size = recipe.sampling*recipe.out_gpts/n
+    image = expose(intensity(wave, m, size), m, size, torch_rng(0, 'refine'))[0].numpy()
+    columns, fit = refined_columns(Micrograph(image, size, 'crystal'), Oracle(heights), card)
+    assert .85 < fit.simulated['misfit'] < 1.2 and right_heights(columns, true_columns(heights, card['sampling'])) > .85
+
+
+def test_no_height_is_counted_twice():
+    """At the fewest and the most atoms there is no atom less, no atom more."""
+    guess = Guess(np.array([1, refine.MOST, 5]), np.zeros(0, bool))
+    said = refine.word(np.full((3, 11), 1/11), (1, refine.MOST))
+    log_p = np.stack([refine._of(said[1], guess.heights + d) for d in (-1, 0, 1)])
+    p = mixed([(0., guess, log_p)])
+    assert np.allclose(p.sum(1), 1) and np.allclose([p[0, 0], p[0, 1], p[1, -2], p[1, -1]], .5) and np.allclose(p[2, 3:6], 1/3)
+
+
+def test_what_a_network_says_of_a_crystal_that_it_reads_too_low():
+    p = np.full((9, 11), .02); p[:, 4] = .8  # five atoms everywhere
+    said = refine.word(p, (3, 10))
+    assert said.shape == (3, 9, refine.MOST)
+    total = lambda h: np.exp(refine._agreed(said, np.full(9, h)))
+    assert (total(6).argmax(), total(5).argmax(), total(4).argmax()) == (0, 1, 2)
+    assert total(6).sum() == pytest.approx(total(5).sum()*refine.AMISS/(1 - 2*refine.AMISS), rel=1e-3)
+    assert total(6).sum() > 100*total(7).sum()
+    assert (said[1, :, 11] == said[1, :, 9] - refine.OUTSIDE).all()
+
+
+@pytest.fixture(scope='module')
+def leaning():
+    """A crystal that is tilted by two degrees: image, heights, recipe, what it is turned about times the angle."""
+    recipe = load_recipe(ROOT/'data/recipes/ceria_heights.yaml', seed=5, size_nm=2.6, heights=[8, 8], vacancies=0, adatoms=0, defocus_nm=4,
+                         focal_spread_nm=4, tilt_deg=2)
+    image, heights, _ = seen(recipe, 3, dose=3000.)
+    scene, _ = sample(recipe, 3)
+    column = scene.positions[scene.arrays['column'] == 0]
+    x, y, z = column[column[:, 2].argmax()] - column[column[:, 2].argmin()]
+    return image, heights, recipe, np.array([-y, x])/z
 
 
 def test_heights_that_are_all_wrong_by_one_are_mended(crystal, card, tmp_path):
@@ -118,9 +174,12 @@ def test_what_cannot_be_refined_is_refused(crystal, card, monkeypatch):
     with pytest.raises(UserError, match='cut out at most'):
         refined_columns(m, net, card)
     nothing, found = refined_answers(image, heights, Oracle(0*heights), card)
-    assert found == dict(unread=True) and (nothing.refined == 0).all()
+    assert found == dict(unread=True) and (nothing.refined == 0).all() and nothing.refined_confidence.isna().all()
     score = refined_score(nothing.assign(sample=0), pd.DataFrame([found | dict(true_defocus=0., true_focal_spread=0.)]))
-    assert score['accuracy'] == 0 and score['unread'] == 1 and score['misfit'] is None
+    assert score['accuracy'] == 0 and score['unread'] == 1 and score['misfit'] is None and score['calibration_error'] is None
+    ones = pd.DataFrame(dict(true=[1, 1, 2], said=[0, 1, 1], refined=0, refined_confidence=np.nan, sample=0))
+    score = refined_score(ones, pd.DataFrame([found | dict(true_defocus=0., true_focal_spread=0.)]))
+    assert score['within_one'] == 0 and score['network_within_one'] == pytest.approx(2/3)
 
 
 def test_the_command_refines(crystal, card, tmp_path, monkeypatch, capsys):
