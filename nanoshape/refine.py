@@ -315,7 +315,7 @@ def _set(table, name, rows, values):  # a column with new values in some rows
     return out
 
 # %% ../nbs/25_refine.ipynb #f28611c7
-PRIOR, SOFTER = 4., 9.  # weight of the network's word per noise, 1 at most; by how much the answers' temperature is above 1, per squared noise
+PRIOR, SOFTER = 4., 5.  # weight of the network's word per noise, 1 at most; by how much the answers' temperature is above 1, per squared noise
 
 def refined(
     image:np.ndarray,  # (y, x), at the network's pixel size
