@@ -98,7 +98,7 @@ def view(
     image = image/image.mean()
     sigma = np.sqrt(noise**2*gaussian_filter(image, AVERAGED/sampling)[y, x].clip(DARKEST) + FLOOR**2)
     return View(n, corner, torch.from_numpy(np.flatnonzero(near)), *(torch.from_numpy(a).float() for a in (image[y, x], sigma)),
-                np.hypot(noise, FLOOR), owned, np.array([*(xy.min(0) + xy.max(0))/2, -places.spacing*np.mean(heights)/2]), microscope, sampling)
+                float(np.hypot(noise, FLOOR)), owned, np.array([*(xy.min(0) + xy.max(0))/2, -places.spacing*np.mean(heights)/2]), microscope, sampling)
 
 # %% ../nbs/25_refine.ipynb #c11841ce
 @dataclass(frozen=True)
