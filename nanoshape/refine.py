@@ -97,8 +97,9 @@ def view(
     noise = float(image_noise(relative_input(torch.from_numpy(image)[None].float()), finest))/CONTRAST
     image = image/image.mean()
     sigma = np.sqrt(noise**2*gaussian_filter(image, AVERAGED/sampling)[y, x].clip(DARKEST) + FLOOR**2)
+    centre = np.array([*(xy.min(0) + xy.max(0))/2, -places.spacing*np.mean(heights)/2])
     return View(n, corner, torch.from_numpy(np.flatnonzero(near)), *(torch.from_numpy(a).float() for a in (image[y, x], sigma)),
-                float(np.hypot(noise, FLOOR)), owned, np.array([*(xy.min(0) + xy.max(0))/2, -places.spacing*np.mean(heights)/2]), microscope, sampling)
+                float(np.hypot(noise, FLOOR)), owned, centre, microscope, sampling)
 
 # %% ../nbs/25_refine.ipynb #c11841ce
 @dataclass(frozen=True)
@@ -346,8 +347,9 @@ def refined_columns(
     card_microscope(card)
     columns, fit = image_columns(m, model, card, tilted)
     columns, guess, misfit = refined(resampled(m.image, m.sampling, card['sampling']), columns, fit, card, recorded_finest(m, card))
-    found = dict(defocus_nm=guess.defocus/NM, focal_spread_nm=guess.focal_spread/NM, misfit=misfit, swapped=guess.swapped,
-                 tilt_deg=float(np.degrees(np.linalg.norm(guess.tilt))), tilt_about_deg=np.degrees(guess.tilt).tolist())
+    x, y = np.degrees(guess.tilt).tolist()
+    found = dict(defocus_nm=guess.defocus/NM, focal_spread_nm=guess.focal_spread/NM, misfit=misfit, tilt_deg=float(np.hypot(x, y)),
+                 tilt_about_x_deg=x, tilt_about_y_deg=y, swapped=guess.swapped)
     return columns, replace(fit, simulated=found)
 
 # %% ../nbs/25_refine.ipynb #7fd9dbdd

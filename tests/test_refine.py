@@ -78,7 +78,7 @@ def test_a_tilt_and_which_rows_are_higher_are_found_from_nothing(leaning, card):
     image, heights, recipe, toward = leaning
     columns, fit = refined_columns(Micrograph(image, card['sampling'], 'crystal'), Oracle(heights), card)
     found, (scene, _) = fit.simulated, sample(recipe, 3)
-    assert np.linalg.norm(np.radians(found['tilt_about_deg']) - toward) < .2*np.radians(2)
+    assert np.linalg.norm(np.radians([found[f'tilt_about_{k}_deg'] for k in 'xy']) - toward) < .2*np.radians(2)
     true, model = scene[scene.symbols == 'Ce'], rebuilt(columns, fit)
     level = lambda a: np.array([a.positions[a.arrays['column'] == k, 2].max() for k in np.unique(a.arrays['column']) if k >= 0])
     at = lambda a: np.array([a.positions[a.arrays['column'] == k, :2].mean(0) for k in np.unique(a.arrays['column']) if k >= 0])
