@@ -231,8 +231,8 @@ def test_refined_heights_are_as_right_as_was_wanted(test, column, goal):
 
 
 def test_refining_helps_wherever_there_are_electrons():
-    """Of ceria; gold gains nothing, see figures/heights_refined."""
+    """Of ceria from 500 e⁻/Å² on; below, and of gold, nothing is gained, see figures/heights_refined."""
     t = pd.read_csv(ROOT/'data/results/heights_refine.csv')
     ceria, gold = (t[t.recipe == f'{k}_heights'] for k in ('ceria', 'gold'))
-    assert (ceria.accuracy > ceria.network)[ceria.test != 'dose 125'].all() and (ceria.accuracy > ceria.network - .03).all()
-    assert gold.accuracy.mean() > gold.network.mean() - .03
+    assert (ceria.accuracy > ceria.network)[ceria.test != 'dose 125'].all()
+    for none in (ceria[ceria.test == 'dose 125'], gold): assert abs(none.accuracy.mean() - none.network.mean()) < .03
