@@ -307,7 +307,7 @@ def parser()->argparse.ArgumentParser:
     h.add_argument('--model', metavar='FILE', help='a model file (default: data/models/heights_MATERIAL.safetensors)')
     h.add_argument('--tilted', action='store_true', help='read a crystal that looks tilted off its axis all the same (--refine always does)')
     h.add_argument('--refine', action='store_true', help='correct the heights, and find focus and tilt, until a simulated image is like this one: '
-                   'half a minute, and most of the errors gone at 1000 electrons per Å² (none at 125), if the microscope is like that of the training')
+                   'half a minute, and most of the errors gone at 1000 electrons per Å², if the microscope is like that of the training')
     h.set_defaults(run=heights); _file_options(h, '(needed for a movie)')
     w = sub.add_parser('app', help='the page in the browser', description='Serves a page that reads micrographs, to this computer only.')
     w.add_argument('--port', type=_count, default=8866, help='default: 8866')
