@@ -1,14 +1,14 @@
 # make demo        set up and run the main job; IMAGE=micrograph.dm4 PIXEL_SIZE=0.0586 (nm per pixel) reads your own
 # make test        set up and run the tests, but for the slowest
 # make test-all    with these: every experiment at smoke size
-# make notebooks   run the library notebooks and keep their outputs (after editing: make export)
+# make notebooks   run library, tutorials, tour and figures, and keep their outputs (after editing: make export)
 # make docs        the notebooks, a reference and a search as web pages in docs/site/index.html (two minutes)
 # make export      write nanoshape/ from the notebooks and clean them
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.nanoshape-installed
-NOTEBOOKS ?= nbs/*.ipynb nbs/figures/*.ipynb
+NOTEBOOKS ?= nbs/0*.ipynb $(foreach part,simulate datasets learn micrographs atoms studies,nbs/$(part)/*.ipynb) nbs/tutorials/*.ipynb nbs/index.ipynb nbs/figures/*.ipynb
 
 .PHONY: demo test test-all docs notebooks export clean
 .DELETE_ON_ERROR:

@@ -14,6 +14,7 @@ setup(
     url=cfg['git_url'], license='GPL-3.0-or-later', keywords=cfg['keywords'].split(),
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['nanoshape', 'nanoshape.*']),
+    package_dir={'': '.'},  # an editable install by path: from the folder that holds the checkout, `nanoshape` is still the package
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
     entry_points={'console_scripts': cfg['console_scripts'].split()},

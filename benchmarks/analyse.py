@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import tifffile
 from nanoshape.core import torch_rng
-from nanoshape.microscope import images
-from nanoshape.recipes import conditions, make_recipe, waves_of
+from nanoshape.simulate.microscope import images
+from nanoshape.datasets.recipes import make_recipe
+from nanoshape.datasets.samples import conditions, waves_of
 
 SIDE, FIELD = 4, 1024
 

@@ -21,8 +21,8 @@ import numpy as np
 import zarr
 
 from nanoshape.core import project_root, provenance, write_json
-from nanoshape.recipes import load_recipe
-from nanoshape.store import SHARD, _engine, _prepare, _write_shard, simulate, verify
+from nanoshape.datasets.recipes import load_recipe
+from nanoshape.datasets.store import SHARD, _engine, _prepare, _write_shard, simulate, verify
 
 
 def timed(job):

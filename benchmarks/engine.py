@@ -22,12 +22,13 @@ import numpy as np
 import torch
 
 from nanoshape.core import provenance, rng, torch_rng, write_json
-from nanoshape.microscope import Microscope, images
-from nanoshape.multislice import exit_waves
-from nanoshape.orientations import random_rotation, rotated
-from nanoshape.recipes import make_recipe, sample
-from nanoshape.structures import SHAPES, assemble, particle
-from nanoshape.supports import amorphous
+from nanoshape.simulate.microscope import Microscope, images
+from nanoshape.simulate.multislice import exit_waves
+from nanoshape.simulate.orientations import random_rotation, rotated
+from nanoshape.datasets.recipes import make_recipe
+from nanoshape.datasets.samples import sample
+from nanoshape.simulate.structures import SHAPES, assemble, particle
+from nanoshape.simulate.supports import amorphous
 
 FOCI = torch.linspace(-80, 80, 20)
 

@@ -6,11 +6,11 @@ import argparse
 import statistics
 import time
 
-from nanoshape.columns import column_crystal
+from nanoshape.simulate.columns import column_crystal
 from nanoshape.core import rng
-from nanoshape.grains import MODELS, amorphous_particle, polycrystal, single_crystal, twin
-from nanoshape.structures import SHAPES, UNSEEN, closed_shell, particle
-from nanoshape.supports import SUPPORTS, support
+from nanoshape.simulate.grains import MODELS, amorphous_particle, polycrystal, single_crystal, twin
+from nanoshape.simulate.structures import SHAPES, UNSEEN, closed_shell, particle
+from nanoshape.simulate.supports import SUPPORTS, support
 
 ENERGIES = {(1, 1, 1): 1., (1, 0, 0): 1.15}
 

@@ -11,9 +11,9 @@ import pandas as pd
 from skimage import io
 
 from nanoshape.core import NM, project_root, provenance, shared_data
-from nanoshape.detection import Detector, at_half_darkness, compare, detection_score, segment
-from nanoshape.lattice import film_focus
-from nanoshape.reading import read
+from nanoshape.micrographs.detection import Detector, at_half_darkness, compare, detection_score, segment
+from nanoshape.micrographs.lattice import film_focus
+from nanoshape.micrographs.reading import read
 
 
 def main():

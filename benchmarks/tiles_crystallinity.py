@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from nanoshape.core import project_root, provenance, shared_data
-from nanoshape.detection import Detector
-from nanoshape.micrographs import classify, crystallinity, probability_columns
-from nanoshape.reading import read
-from nanoshape.train import load_model
+from nanoshape.micrographs.detection import Detector
+from nanoshape.micrographs.particles import classify, crystallinity, probability_columns
+from nanoshape.micrographs.reading import read
+from nanoshape.learn.network import load_model
 
 LISTED = {8: [(221, 272)], 15: [(117, 379), (213, 360)], 12: [(433, 401)], 1: [(74, 170), (219, 296)]}  # row, column
 

@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 from torchvision.models import resnet18
 
 from nanoshape.core import project_root
-from nanoshape.data import fresh_images, network_input
-from nanoshape.recipes import load_recipe, waves_of
+from nanoshape.datasets.batches import fresh_images, network_input
+from nanoshape.datasets.recipes import load_recipe
+from nanoshape.datasets.samples import waves_of
 
 BATCH = 32
 

@@ -24,9 +24,10 @@ from pygments.formatters import HtmlFormatter
 from nanoshape.core import UserError, project_root, whole_folder
 
 ROOT = project_root(Path(__file__))
-PARTS = {'Start': ['nbs/index.ipynb'], 'Tutorials': sorted((ROOT/'nbs/tutorials').glob('*.ipynb')),
-         'The package': sorted((ROOT/'nbs').glob('[0-9]*.ipynb')), 'Figures': sorted((ROOT/'nbs/figures').glob('*.ipynb')),
-         'Experiments': sorted((ROOT/'nbs/experiments').glob('*.ipynb'))}
+LIBRARY = {'Foundations': '0[01]_*', 'Simulate': 'simulate/*', 'Data sets': 'datasets/*', 'Learn': 'learn/*', 'Micrographs': 'micrographs/*',
+           'Atoms': 'atoms/*', 'Studies': 'studies/*', 'Front': '0[23]_*'}  # the package's parts, in order: each uses only those before it
+PARTS = {part: sorted((ROOT/'nbs').glob(pattern + '.ipynb')) for part, pattern in
+         ({'Start': 'index', 'Tutorials': 'tutorials/*'} | LIBRARY | {'Figures': 'figures/*', 'Experiments': 'experiments/*'}).items()}
 TEXTS = {'README.md': 'README', 'data/README.md': 'What lies in data/', 'docs/glossary.md': 'Glossary'}
 
 PAGE = '''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -142,10 +143,10 @@ def pages():
     for f, title in TEXTS.items():
         text = (ROOT/f).read_text(encoding='utf-8')
         out.append(dict(part='Start', source=ROOT/f, url=f.replace('/', '-').replace('.md', '.html'), title=title, html=md(text)))
-    for f in PARTS['The package']:
-        name = re.sub(r'^\d+_', '', f.stem)
-        out.append(dict(part='Reference', source=ROOT/'nanoshape'/f'{name}.py', url=f'reference/{name}.html', title=f'nanoshape.{name}',
-                        html=reference(name)))
+    for f in (f for part in LIBRARY for f in PARTS[part]):
+        name = '.'.join([*f.relative_to(ROOT/'nbs').parts[:-1], re.sub(r'^\d+_', '', f.stem)])
+        out.append(dict(part='Reference', source=(ROOT/'nanoshape').joinpath(*name.split('.')).with_suffix('.py'), url=f'reference/{name}.html',
+                        title=f'nanoshape.{name}', html=reference(name)))
     return out
 
 

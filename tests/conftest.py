@@ -47,20 +47,20 @@ def sintering():
 
 @pytest.fixture(scope='session')
 def tiny():
-    from nanoshape.recipes import load_recipe
+    from nanoshape.datasets.recipes import load_recipe
     return load_recipe(ROOT/'data/recipes/tiny.yaml')
 
 
 @pytest.fixture(scope='session')
 def tiny_store(tiny, tmp_path_factory):
-    from nanoshape.store import simulate
+    from nanoshape.datasets.store import simulate
     return simulate(tiny, tmp_path_factory.mktemp('tiny')/'store', workers=0)
 
 
 @pytest.fixture(scope='session')
 def run(tiny, tmp_path_factory):
     """A finished smoke-sized run: folder, metrics."""
-    from nanoshape.studies import train_and_test
+    from nanoshape.studies.experiments import train_and_test
     out = tmp_path_factory.mktemp('run')/'run'
     return out, train_and_test(tiny, out, 'cnn4', epochs=2, workers=0)
 

@@ -146,8 +146,8 @@ def test_in_a_browser_a_file_can_be_dropped(tab):
 
 
 def test_in_a_browser_a_micrograph_is_read(tab, tmp_path):
-    from nanoshape.recipes import load_recipe
-    from nanoshape.studies import simulated_micrograph
+    from nanoshape.datasets.recipes import load_recipe
+    from nanoshape.studies.experiments import simulated_micrograph
     m, _ = simulated_micrograph(load_recipe(ROOT/'data/recipes/demo.yaml'), 5)
     grey = np.uint8(255*(m.image - m.image.min())/np.ptp(m.image))
     Image.fromarray(grey).save(tmp_path/'mine.png')

@@ -8,17 +8,19 @@ import torch
 from conftest import ROOT, listed
 from nanoshape.cli import main
 from nanoshape.core import UserError, torch_rng
-from nanoshape.crystallinity import (CLASSES, SETS, _intensities, both_scores, closed_shells, crystals_diffracting, found_outlines, study_set,
-                                     two_classes)
-from nanoshape.data import LOOSE, cut_out, dataloaders, distances, frozen_images, frozen_inputs, loosened, pairs
-from nanoshape.detection import Detector
-from nanoshape.micrographs import classify, crystallinity
-from nanoshape.models import Spectrum, build
-from nanoshape.reading import Micrograph, read
-from nanoshape.recipes import load_recipe, make_recipe, waves_of
-from nanoshape.store import Joined, simulate
-from nanoshape.studies import trained
-from nanoshape.train import load_model, save_model
+from nanoshape.studies.crystallinity import (CLASSES, SETS, _intensities, both_scores, closed_shells,
+                                             crystals_diffracting, found_outlines, study_set, two_classes)
+from nanoshape.datasets.batches import (LOOSE, cut_out, dataloaders, distances, frozen_images, frozen_inputs,
+                                        loosened, pairs)
+from nanoshape.micrographs.detection import Detector
+from nanoshape.micrographs.particles import classify, crystallinity
+from nanoshape.learn.models import Spectrum, build
+from nanoshape.micrographs.reading import Micrograph, read
+from nanoshape.datasets.recipes import load_recipe, make_recipe
+from nanoshape.datasets.samples import waves_of
+from nanoshape.datasets.store import Joined, simulate
+from nanoshape.studies.experiments import trained
+from nanoshape.learn.network import load_model, save_model
 
 SMALL = dict(gpts=128, out_gpts=64, box_nm=4, size_nm=2, support_nm=.5, models=0.)
 
@@ -108,7 +110,7 @@ def test_labels_stay_with_their_images(stores, monkeypatch):
     dls = dataloaders(both, fit, valid, 8, torch.device('cpu'), cut=48)
     monkeypatch.setattr(type(dls.train), '_seen', lambda self, part, waves, far, n: torch.full((len(n), 48, 48), 1.)*torch.from_numpy(
         part.labels['class'].map({c: i for i, c in enumerate(CLASSES)}).to_numpy()[n])[:, None, None])
-    monkeypatch.setattr('nanoshape.data.network_input', lambda x: x)
+    monkeypatch.setattr('nanoshape.datasets.batches.network_input', lambda x: x)
     for x, y in dls.train:
         assert torch.equal(x[:, 0, 0].long(), y.long())
 

@@ -8,8 +8,9 @@ import torch
 
 from conftest import ROOT
 from nanoshape.core import UserError
-from nanoshape.data import dataloaders, fresh_images, frozen_images, network_input, split_by_structure
-from nanoshape.recipes import conditions, load_recipe, make_recipe, sample
+from nanoshape.datasets.batches import dataloaders, fresh_images, frozen_images, network_input, split_by_structure
+from nanoshape.datasets.recipes import load_recipe, make_recipe
+from nanoshape.datasets.samples import conditions, sample
 
 
 @pytest.mark.parametrize('bad, names', [
@@ -113,7 +114,7 @@ def test_coarser_pixels_are_the_inner_part_of_the_spectrum(tiny_store):
 
 
 def test_a_frozen_set_shows_the_same_images_in_every_epoch(tiny_store):
-    from nanoshape.data import dihedral, frozen_set, pairs
+    from nanoshape.datasets.batches import dihedral, frozen_set, pairs
     items = pairs([3, 5], 2)
     assert items.tolist() == [[3, 0], [3, 1], [5, 0], [5, 1]]
     x = network_input(frozen_set(tiny_store, items))[:, 0]

@@ -6,15 +6,17 @@ from scipy.spatial import cKDTree
 from skimage import io, measure
 
 from nanoshape.core import UserError, project_root, rng, torch_rng
-from nanoshape.detection import (HALO, TILE, Detector, compare, detection_score, field_loaders, find_particles, looks_negative, probabilities,
-                                 segment, separated, targets)
-from nanoshape.microscope import Microscope, images
-from nanoshape.multislice import exit_waves
-from nanoshape.reading import Micrograph, read
-from nanoshape.recipes import fingerprint, load_recipe, make_recipe, sample, truth_map, wave_recipe
-from nanoshape.store import simulate
-from nanoshape.structures import CONTACT, free_places, particle
-from nanoshape.supports import amorphous
+from nanoshape.learn.particle_masks import field_loaders, targets
+from nanoshape.micrographs.detection import (HALO, TILE, Detector, compare, detection_score, find_particles,
+                                             looks_negative, probabilities, segment, separated)
+from nanoshape.simulate.microscope import Microscope, images
+from nanoshape.simulate.multislice import exit_waves
+from nanoshape.micrographs.reading import Micrograph, read
+from nanoshape.datasets.recipes import fingerprint, load_recipe, make_recipe, wave_recipe
+from nanoshape.datasets.samples import sample, truth_map
+from nanoshape.datasets.store import simulate
+from nanoshape.simulate.structures import CONTACT, free_places, particle
+from nanoshape.simulate.supports import amorphous
 
 KEPT = project_root()/'data/models/particles.safetensors'
 kept = pytest.mark.skipif(not KEPT.is_file(), reason='data/models/ holds no network that finds particles')
@@ -216,7 +218,7 @@ def test_the_network_reproduces_the_masks_of_the_real_tiles(tiles):
 def test_the_network_finds_what_darkness_does_not(tmp_path):
     """A few new fields of small particles; the test proper is in data/results/detection.csv."""
     r = load_recipe(project_root()/'data/recipes/hard_small.yaml', structures=6, seed=2042)
-    from nanoshape.studies import detections
+    from nanoshape.studies.experiments import detections
     store, d = simulate(r, tmp_path/'fields', workers=0), Detector(KEPT)
     network, darkness = (detection_score(detections(f, store).to_dict('records'))['f1'] for f in (d, segment))
     assert network > .8 and network > darkness + .3

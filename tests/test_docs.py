@@ -27,8 +27,8 @@ def docs():
 def site(docs, tmp_path_factory):
     """A site of four notebooks, the texts, and the reference of two modules."""
     module, out = docs, tmp_path_factory.mktemp('docs')/'site'
-    few = {'Start': ['nbs/index.ipynb'], 'Tutorials': [ROOT/'nbs/tutorials/honest_scores.ipynb'], 'Figures': [ROOT/'nbs/figures/size.ipynb'],
-           'The package': [ROOT/'nbs/00_core.ipynb', ROOT/'nbs/14_evaluate.ipynb']}
+    few = dict.fromkeys(module.LIBRARY, ()) | {k: [ROOT/'nbs'/f'{name}.ipynb'] for k, name in (('Start', 'index'),
+          ('Tutorials', 'tutorials/honest_scores'), ('Figures', 'figures/size'), ('Foundations', '00_core'), ('Learn', 'learn/02_evaluate'))}
     before, module.PARTS = module.PARTS, few
     yield out, module.build(out)
     module.PARTS = before
@@ -50,13 +50,13 @@ def test_solutions_are_folded(site):
 
 
 def test_the_reference_says_what_parameters_mean(site):
-    page = BeautifulSoup((site[0]/'reference/evaluate.html').read_text(), 'html.parser')
+    page = BeautifulSoup((site[0]/'reference/learn.evaluate.html').read_text(), 'html.parser')
     assert page.find('h2', id='wilson') and 'successes' in page.get_text() and 'Wilson score interval' in page.get_text()
 
 
 def test_every_page_can_be_searched(site):
     text = (site[0]/'pages.js').read_text()
-    assert text.startswith('const PAGES') and 'temperature scaling' in text and 'nanoshape.evaluate' in text
+    assert text.startswith('const PAGES') and 'temperature scaling' in text and 'nanoshape.learn.evaluate' in text
 
 
 def test_a_dead_link_is_found(docs, tmp_path):

@@ -5,11 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from nanoshape.columns import CERIA, SURFACES, column_crystal, column_table, tilted, with_adatoms, with_vacancies, zone
+from nanoshape.simulate.columns import (CERIA, SURFACES, column_crystal, column_table, tilted, with_adatoms,
+                                        with_vacancies, zone)
 from nanoshape.core import UserError, rng
-from nanoshape.grains import CUBIC, FEWEST, LEAST, MODELS, amorphous_particle, faceted, misorientation, polycrystal, single_crystal, twin
-from nanoshape.orientations import axis_angle, random_rotation
-from nanoshape.structures import closed_shell
+from nanoshape.simulate.grains import (CUBIC, FEWEST, LEAST, MODELS, amorphous_particle, faceted, misorientation,
+                                       polycrystal, single_crystal, twin)
+from nanoshape.simulate.orientations import axis_angle, random_rotation
+from nanoshape.simulate.structures import closed_shell
 
 BOND = 4.08/2**.5
 seeds = st.integers(0, 2**31)

@@ -13,21 +13,30 @@ from torch.nn import functional as F
 
 from conftest import ROOT
 from nanoshape.cli import main
-from nanoshape.columns import column_crystal, column_table, zone
+from nanoshape.simulate.columns import column_crystal, column_table, zone
 from nanoshape.core import UserError, read_json, rng, torch_rng
-from nanoshape.data import CONTRAST, WaveLoader, relative_input
-from nanoshape.detection import in_tiles
-from nanoshape.heights import (ClassLoss, HeightLoss, best_reader, class_scores, class_weights, column_answers, fitted_temperature, frozen_pixels,
-                               height_classes, height_loaders, heights_score, image_noise, likeliest, matched, over_discs, pixel_scores, read_columns,
-                               right_heights, said_heights, smoothed, temperature, train_heights, true_columns, with_height, with_room)
-from nanoshape.microscope import intensity
-from nanoshape.multislice import exit_waves
-from nanoshape.rebuild import (TILTED, asymmetry, check_axis, check_columns, fit_lattice, flicker, image_columns, movie, movie_score, read_back,
-                               read_movie, rebuilt, refusal_score, steps, with_neighbours, write_heights)
-from nanoshape.reading import Micrograph
-from nanoshape.recipes import conditions, load_recipe, make_recipe, sample
-from nanoshape.store import Joined, simulate
-from nanoshape.train import Checkpoint, load_model, save_model
+from nanoshape.datasets.batches import CONTRAST, WaveLoader, relative_input
+from nanoshape.micrographs.detection import in_tiles
+from nanoshape.simulate.columns import with_height, with_room
+from nanoshape.learn.height_maps import (ClassLoss, HeightLoss, class_weights, frozen_pixels, height_classes,
+                                         height_loaders, smoothed, train_heights)
+from nanoshape.atoms.heights import (class_scores, column_answers, fitted_temperature, heights_score, image_noise,
+                                     matched, over_discs, pixel_scores, read_columns, right_heights, said_heights,
+                                     temperature, true_columns)
+from nanoshape.atoms.limit import best_reader, likeliest
+from nanoshape.simulate.microscope import intensity
+from nanoshape.simulate.multislice import exit_waves
+from nanoshape.atoms.column_lattice import (TILTED, asymmetry, check_axis, check_columns, fit_lattice, image_columns,
+                                            read_back, refusal_score)
+from nanoshape.atoms.atomic_model import rebuilt
+from nanoshape.atoms.height_report import write_heights
+from nanoshape.atoms.movies import flicker, movie, movie_score, read_movie, steps, with_neighbours
+from nanoshape.micrographs.reading import Micrograph
+from nanoshape.datasets.recipes import load_recipe, make_recipe
+from nanoshape.datasets.samples import conditions, sample
+from nanoshape.datasets.store import Joined, simulate
+from nanoshape.learn.train import Checkpoint
+from nanoshape.learn.network import load_model, save_model
 from oracle import CLASSES, Oracle
 
 
@@ -421,7 +430,7 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys, tiny):
     tifffile.imwrite(tmp_path/'a.tif', np.random.default_rng(0).poisson(50, (256, 256)).astype(np.uint16))
     assert main(['heights', str(tmp_path/'a.tif'), '--material', 'Pt', '--pixel-size', '.04', '--out', str(tmp_path/'o')]) == 2
     assert 'no network for columns of Pt' in capsys.readouterr().err and not (tmp_path/'o').exists()
-    from nanoshape.models import build
+    from nanoshape.learn.models import build
     save_model(tmp_path/'net.safetensors', build('cnn4', 2), 'cnn4', ['a', 'b'], 1., 64)
     assert main(['heights', str(tmp_path/'a.tif'), '--model', str(tmp_path/'net.safetensors'), '--out', str(tmp_path/'o')]) == 2
     assert 'no network for heights' in capsys.readouterr().err

@@ -5,13 +5,13 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from nanoshape.core import UserError, rng, torch_rng
-from nanoshape.lattice import calibrate, film_focus, find_spots, indexed
-from nanoshape.microscope import Microscope, images
-from nanoshape.multislice import exit_waves
-from nanoshape.orientations import rotated
-from nanoshape.reading import Micrograph
-from nanoshape.structures import assemble, particle
-from nanoshape.supports import amorphous
+from nanoshape.micrographs.lattice import calibrate, film_focus, find_spots, indexed
+from nanoshape.simulate.microscope import Microscope, images
+from nanoshape.simulate.multislice import exit_waves
+from nanoshape.simulate.orientations import rotated
+from nanoshape.micrographs.reading import Micrograph
+from nanoshape.simulate.structures import assemble, particle
+from nanoshape.simulate.supports import amorphous
 
 
 @pytest.fixture(scope='module')

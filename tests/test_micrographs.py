@@ -5,12 +5,13 @@ from skimage import io, measure
 
 from conftest import listed
 from nanoshape.core import torch_rng
-from nanoshape.detection import segment
-from nanoshape.micrographs import classify, measure_lattice, measure_particles, noise_share, particle_fields
-from nanoshape.microscope import Microscope, images
-from nanoshape.reading import Micrograph, read, resampled
-from nanoshape.recipes import make_recipe, waves_of
-from nanoshape.train import load_model
+from nanoshape.micrographs.detection import segment
+from nanoshape.micrographs.particles import classify, measure_lattice, measure_particles, noise_share, particle_fields
+from nanoshape.simulate.microscope import Microscope, images
+from nanoshape.micrographs.reading import Micrograph, read, resampled
+from nanoshape.datasets.recipes import make_recipe
+from nanoshape.datasets.samples import waves_of
+from nanoshape.learn.network import load_model
 
 
 # ---- finding and measuring

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from nanoshape.core import UserError, read_json
-from nanoshape.evaluate import (best_observer, calibration_error, confidence_threshold, conformal_threshold, fit_temperature, logits, reliability,
-                                risk_coverage, score, wilson)
-from nanoshape.models import build, cnn
-from nanoshape.train import Autocast, bf16_pays, load_model, save_model
-from nanoshape.studies import simulated_micrograph, train_and_test
+from nanoshape.learn.evaluate import (best_observer, calibration_error, confidence_threshold, conformal_threshold,
+                                      fit_temperature, logits, reliability, risk_coverage, score, wilson)
+from nanoshape.learn.models import build, cnn
+from nanoshape.learn.train import Autocast, bf16_pays
+from nanoshape.learn.network import load_model, save_model
+from nanoshape.studies.experiments import simulated_micrograph, train_and_test
 
 
 def test_networks_end_in_two_by_two_maps():
@@ -51,7 +52,7 @@ def test_a_network_learns_what_can_be_learnt():
     """Two classes of fringes, told apart within a few steps: the learner, the callback and the loss do their work."""
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
-    from nanoshape.train import train
+    from nanoshape.learn.train import train
     g = torch.Generator().manual_seed(0)
     y = torch.arange(96) % 2
     x = torch.randn(96, 1, 64, 64, generator=g) + torch.cos(torch.arange(64)*torch.where(y == 0, .6, 1.4)[:, None])[:, None, None]
@@ -119,8 +120,8 @@ def test_damaged_or_foreign_model_files_are_refused(tmp_path):
 
 
 def test_a_simulated_micrograph_shows_its_particles(tiny):
-    from nanoshape.detection import segment
-    from nanoshape.recipes import make_recipe
+    from nanoshape.micrographs.detection import segment
+    from nanoshape.datasets.recipes import make_recipe
     r = make_recipe(name='m', defocus_nm=8, dose=20000)
     m, shapes = simulated_micrograph(r, 1)
     assert len(shapes) == 4 and m.field == (240, 240)
@@ -129,12 +130,12 @@ def test_a_simulated_micrograph_shows_its_particles(tiny):
 
 
 def loaders(store):
-    from nanoshape.data import dataloaders
+    from nanoshape.datasets.batches import dataloaders
     return dataloaders(store, range(30), range(30, 40), bs=10, device=torch.device('cpu'))
 
 
 def test_a_killed_training_goes_on_behind_its_last_epoch(tiny_store, tmp_path, monkeypatch):
-    from nanoshape.train import Checkpoint, train
+    from nanoshape.learn.train import Checkpoint, train
     save, log, point = Checkpoint._save, tmp_path/'log.csv', tmp_path/'state.pt'
 
     def killed(self):
@@ -155,7 +156,7 @@ def test_a_killed_training_goes_on_behind_its_last_epoch(tiny_store, tmp_path, m
 
 def test_a_training_that_goes_on_keeps_its_precision(tiny_store, tmp_path, monkeypatch):
     from nanoshape import train as module
-    from nanoshape.train import Checkpoint, train
+    from nanoshape.learn.train import Checkpoint, train
     save, point = Checkpoint._save, tmp_path/'state.pt'
 
     def killed(self):
@@ -181,7 +182,7 @@ def test_the_order_of_the_samples_follows_from_seed_and_epoch(tiny_store):
 
 
 def test_a_checkpoint_of_other_data_is_refused(tiny_store, tmp_path, monkeypatch):
-    from nanoshape.train import Checkpoint, train
+    from nanoshape.learn.train import Checkpoint, train
     save = Checkpoint._save
 
     def killed(self):
@@ -198,21 +199,21 @@ def test_a_checkpoint_of_other_data_is_refused(tiny_store, tmp_path, monkeypatch
 
 @pytest.mark.parametrize('content', [b'', b'not a checkpoint', b'\x80\x04cos\nsystem\n.'])
 def test_a_damaged_checkpoint_is_refused(content, tiny_store, tmp_path):
-    from nanoshape.train import train
+    from nanoshape.learn.train import train
     (tmp_path/'state.pt').write_bytes(content)
     with pytest.raises(UserError, match='checkpoint'):
         train(loaders(tiny_store), 'cnn4', 2, bf16=False, checkpoint=tmp_path/'state.pt')
 
 
 def test_a_checkpoint_of_another_network_is_refused(tiny_store, tmp_path):
-    from nanoshape.train import train
+    from nanoshape.learn.train import train
     torch.save(dict(epoch=1, rows=[], model={'x': torch.zeros(1)}, opt={}, average=None, steps=0), tmp_path/'state.pt')
     with pytest.raises(UserError, match='another network'):
         train(loaders(tiny_store), 'cnn4', 2, bf16=False, checkpoint=tmp_path/'state.pt')
 
 
 def test_the_average_is_what_is_kept(tiny_store):
-    from nanoshape.train import train
+    from nanoshape.learn.train import train
     learn = train(loaders(tiny_store), 'cnn4', 2, bf16=False)
     state = learn.model.state_dict()
     assert all(torch.equal(state[k], v) for k, v in learn.average.state.items())
@@ -228,8 +229,8 @@ def test_every_network_takes_one_channel_and_keeps_in_a_file(arch, tmp_path):
 
 
 def test_symmetries_average_over_the_square():
-    from nanoshape.data import dihedral
-    from nanoshape.evaluate import logits
+    from nanoshape.datasets.batches import dihedral
+    from nanoshape.learn.evaluate import logits
     net, x = build('cnn4', 3), torch.randn(3, 1, 32, 32)
     assert torch.allclose(logits(net, x, symmetries=8), logits(net, dihedral(x, 3), symmetries=8), atol=1e-5)
     assert not torch.allclose(logits(net, x), logits(net, dihedral(x, 3)), atol=1e-5)

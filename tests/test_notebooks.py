@@ -1,4 +1,5 @@
 """Notebooks are clean, in sync with the package, in the house's style, and they run."""
+import ast
 import json
 import os
 import re
@@ -12,7 +13,9 @@ import pytest
 
 from conftest import ROOT
 
-LIBRARY = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+PARTS = ('simulate', 'datasets', 'learn', 'micrographs', 'atoms', 'studies')  # in order: a part imports only those before it
+LIBRARY = [*sorted((ROOT/'nbs').glob('0[01]_*.ipynb')), *(p for part in PARTS for p in sorted((ROOT/'nbs'/part).glob('[0-9]*.ipynb'))),
+           *sorted((ROOT/'nbs').glob('0[23]_*.ipynb'))]
 EXPERIMENTS = sorted((ROOT/'nbs/experiments').glob('*.ipynb'))
 FIGURES = sorted((ROOT/'nbs/figures').glob('*.ipynb'))
 READING = [ROOT/'nbs/index.ipynb', *sorted((ROOT/'nbs/tutorials').glob('*.ipynb'))]
@@ -20,7 +23,7 @@ ALL = [*LIBRARY, *EXPERIMENTS, *FIGURES, *READING]
 
 
 def ids(paths):
-    return {'argvalues': paths, 'ids': [p.stem for p in paths]}
+    return {'argvalues': paths, 'ids': ['/'.join(p.parts[-2:]).removesuffix('.ipynb') for p in paths]}
 
 
 def slow(paths, but):
@@ -64,8 +67,7 @@ def test_there_are_notebooks():
 def test_export_is_in_sync(copy):
     shutil.rmtree(copy/'nanoshape')
     nbdev('export import nb_export; from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()', copy)
-    want = {p.name: p.read_text() for p in (ROOT/'nanoshape').glob('*.py')}
-    got = {p.name: p.read_text() for p in (copy/'nanoshape').glob('*.py')}
+    want, got = ({str(p.relative_to(top)): p.read_text() for p in (top/'nanoshape').rglob('*.py')} for top in (ROOT, copy))
     assert got.keys() == want.keys()
     assert not [n for n in want if got[n] != want[n]], 'run `make export`'
 
@@ -83,12 +85,33 @@ def test_no_output_needs_a_kernel(path):
     assert not shown and 'widgets' not in json.loads(path.read_text(encoding='utf-8'))['metadata']
 
 
+def module_of(path):
+    """`nanoshape.simulate.grains`, of its notebook."""
+    return '.'.join(['nanoshape', *path.relative_to(ROOT/'nbs').parts[:-1], re.sub(r'^\d+_', '', path.stem)])
+
+
+def imported(code, package='nanoshape'):
+    """Modules of the package that some code imports anywhere, in functions as well."""
+    for node in ast.walk(ast.parse(re.sub(r'^[%!].*$', '', code, flags=re.M))):
+        if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == package:
+            yield node.module
+            yield from (f'{node.module}.{a.name}' for a in node.names)
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split('.')[0] == package)
+
+
 @pytest.mark.parametrize('path', **ids(LIBRARY))
-def test_a_notebook_imports_only_lower_numbers(path):
-    number = {re.sub(r'^\d+_', '', p.stem): int(p.stem.split('_')[0]) for p in LIBRARY}
-    own = number[re.sub(r'^\d+_', '', path.stem)]
-    used = {m for c in cells(path) if c['cell_type'] == 'code' for m in re.findall(r'from nanoshape\.(\w+) import', source(c))}
-    assert not {m for m in used if number[m] >= own}
+def test_a_notebook_imports_only_what_comes_before_it(path):
+    """Parts in order, and within a part lower numbers; what is exported and what is tried out alike."""
+    order = [module_of(p) for p in LIBRARY]
+    code = '\n'.join(source(c) for c in cells(path) if c['cell_type'] == 'code')
+    later = set(order[order.index(module_of(path)):])
+    assert not later & set(imported(code))
+
+
+def test_no_module_is_without_a_notebook():
+    made = {'.'.join(p.relative_to(ROOT).with_suffix('').parts) for p in (ROOT/'nanoshape').rglob('*.py') if not p.name.startswith('_')}
+    assert made == set(map(module_of, LIBRARY))
 
 
 @pytest.mark.parametrize('path', **ids(LIBRARY))
@@ -168,14 +191,14 @@ def test_the_tour_runs_in_a_kernel_of_its_own(tmp_path):
 @pytest.mark.parametrize('path', **ids(FIGURES))
 def test_figure_rebuilds_from_results_alone(path, shell):
     code = '\n'.join(source(c) for c in cells(path) if c['cell_type'] == 'code')
-    assert 'data/results' in code and not re.search(r'nanoshape\.(store|train|studies|multislice)', code)
+    assert 'data/results' in code and not re.search(r'nanoshape\.(simulate\.multislice|datasets\.store|learn\.train|studies\.experiments)', code)
     assert any('image/png' in o.get('data', {}) for outputs in shell(path) for o in outputs)
 
 
 @pytest.mark.parametrize('path', **slow(EXPERIMENTS, 'shape_study'))
 def test_experiment_runs_through_papermill(path, tmp_path):
     from resource import RUSAGE_CHILDREN, getrusage
-    from nanoshape.sweep import run_notebook
+    from nanoshape.studies.sweep import run_notebook
     start = getrusage(RUSAGE_CHILDREN)
     metrics = run_notebook(path, tmp_path/'run', seed=1)
     assert metrics['params']['seed'] == 1, 'the parameters cell was not replaced'
@@ -204,7 +227,7 @@ def test_experiment_runs_through_papermill(path, tmp_path):
 
 def test_wrong_parameters_are_refused_before_anything_runs(tmp_path):
     from nanoshape.core import UserError
-    from nanoshape.sweep import run_notebook
+    from nanoshape.studies.sweep import run_notebook
     for bad in ({'sed': 1}, {'epochs': [1, 2]}):
         with pytest.raises(UserError):
             run_notebook(EXPERIMENTS[0], tmp_path/'run', **bad)

@@ -7,8 +7,9 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import kstest
 
 from nanoshape.core import UserError, rng
-from nanoshape.orientations import axis_angle, euler_zxz, even_rotations, random_rotation, reduced, rotated, symmetry_rotations, zone_angles
-from nanoshape.structures import SHAPES, UNSEEN, facets, particle
+from nanoshape.simulate.orientations import (axis_angle, euler_zxz, even_rotations, random_rotation, reduced, rotated,
+                                             symmetry_rotations, zone_angles)
+from nanoshape.simulate.structures import SHAPES, UNSEEN, facets, particle
 
 angles = st.floats(-7, 7)
 

@@ -9,9 +9,9 @@ from scipy import stats
 from ase import Atoms
 
 from nanoshape.core import UserError, torch_rng
-from nanoshape.microscope import Microscope, changed, expose, images, intensity, take, transfer
-from nanoshape.multislice import (aperture, batch_size, exit_waves, fourier_crop, frozen_phonons, potential, scattering_factor,
-                                  wavelength)
+from nanoshape.simulate.microscope import Microscope, changed, expose, images, intensity, take, transfer
+from nanoshape.simulate.potential import aperture, fourier_crop, potential, scattering_factor, wavelength
+from nanoshape.simulate.multislice import batch_size, exit_waves, frozen_phonons
 
 
 def relative(a, b):
@@ -179,7 +179,7 @@ def test_the_fast_path_on_the_cpu_is_the_plain_one(monkeypatch):
     for gpts, dtype in ((64, torch.float32), (75, torch.float64), (32, torch.float64)):
         fast = exit_waves(cells, gpts, dtype=dtype, absorption=.1, out_gpts=24, tilt=(.003, -.002))
         with monkeypatch.context() as patch:
-            patch.setattr(multislice, '_on_cpu', plain)
+            patch.setattr(multislice, 'exit_waves_cpu', plain)
             slow = exit_waves(cells, gpts, dtype=dtype, absorption=.1, out_gpts=24, tilt=(.003, -.002))
         assert fast.dtype == slow.dtype and relative(fast.numpy(), slow.numpy()) < (2e-6 if dtype == torch.float32 else 1e-12)
 

@@ -15,7 +15,8 @@ from ser import write_ser
 
 from nanoshape import reading
 from nanoshape.core import UserError
-from nanoshape.reading import MAX_PIXELS, Micrograph, burnt_in, check_field, frame_count, frames, read, resampled
+from nanoshape.micrographs.reading import (MAX_PIXELS, Micrograph, burnt_in, check_field, frame_count, frames, read,
+                                           resampled)
 
 # ---- formats
 
@@ -135,7 +136,7 @@ def test_a_declared_size_is_looked_at_before_memory_is_taken(tmp_path):
 
 
 def test_axes_in_the_units_that_microscopes_use():
-    from nanoshape.reading import _scales
+    from nanoshape.micrographs.reading import _scales
     axis = lambda name, scale, units: dict(name=name, scale=scale, units=units, navigate=False)
     with pytest.raises(UserError, match='diffraction'):
         _scales([axis('y', .1, '1/nm'), axis('x', .1, '1/nm')])

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from conftest import ROOT
 from nanoshape.core import NM, UserError, rng, torch_rng
-from nanoshape.data import check_split, dataloaders, fresh_images, frozen_images, save_images, write_card
-from nanoshape.microscope import images, take
-from nanoshape.recipes import (KINDS, SPREADS_TAKE, bounds, class_of, conditions, draw, fingerprint, load_recipe, make_recipe, sample,
-                                truth_map, waves_of)
+from nanoshape.datasets.batches import check_split, dataloaders, fresh_images, frozen_images, save_images, write_card
+from nanoshape.simulate.microscope import images, take
+from nanoshape.datasets.recipes import KINDS, SPREADS_TAKE, bounds, draw, fingerprint, load_recipe, make_recipe
+from nanoshape.datasets.samples import class_of, conditions, sample, truth_map, waves_of
 
 SMALL = dict(name='small', structures=6, size_nm=2, box_nm=4, gpts=96, out_gpts=64, support_nm=.5)
 spreads = st.one_of(
@@ -79,7 +79,7 @@ def test_every_kind_is_a_pure_function_of_its_number(kind):
 
 
 def test_heights_in_the_map_are_those_of_the_columns():
-    from nanoshape.columns import column_table
+    from nanoshape.simulate.columns import column_table
     r = make_recipe(**dict(SMALL, kind='columns', support='none', tilt_deg=1))
     atoms, labels = sample(r, 1)
     t, m = column_table(atoms), truth_map(r, atoms)
@@ -125,7 +125,7 @@ def test_conditions_follow_the_recipe():
 def test_a_papers_image_set(tiny, tmp_path):
     """n foci × m orientations: every wave at every focus, each image its own noise, always the same."""
     from dataclasses import replace
-    from nanoshape.store import simulate
+    from nanoshape.datasets.store import simulate
     r = replace(tiny, structures=5, images=3, defocus_nm={'grid': [-4, 4, 3]})
     store = simulate(r, tmp_path/'s', workers=0)
     sets = [frozen_images(store, range(5), k) for k in range(3)]

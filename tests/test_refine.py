@@ -7,19 +7,22 @@ import pytest
 import tifffile
 import torch
 
-import nanoshape.refine as refine
+import nanoshape.atoms.refine as refine
 from conftest import ROOT
 from nanoshape.cli import main
 from nanoshape.core import NM, UserError, read_json, torch_rng
-from nanoshape.heights import right_heights, true_columns
-from nanoshape.microscope import changed, expose, intensity
-from nanoshape.multislice import exit_waves
-from nanoshape.reading import Micrograph
-from nanoshape.rebuild import fit_lattice, lattice_columns, rebuilt, stacked, write_heights
-from nanoshape.recipes import conditions, load_recipe, sample, truth_map
-from nanoshape.refine import (Guess, card_microscope, focused, mixed, optics, refined, refined_answers, refined_columns, refined_score, settled,
-                              view)
-from nanoshape.train import load_model
+from nanoshape.atoms.heights import right_heights, true_columns
+from nanoshape.simulate.microscope import changed, expose, intensity
+from nanoshape.simulate.multislice import exit_waves
+from nanoshape.micrographs.reading import Micrograph
+from nanoshape.atoms.column_lattice import fit_lattice
+from nanoshape.atoms.atomic_model import lattice_columns, rebuilt, stacked
+from nanoshape.atoms.height_report import write_heights
+from nanoshape.datasets.recipes import load_recipe
+from nanoshape.datasets.samples import conditions, sample, truth_map
+from nanoshape.atoms.refine import (Guess, card_microscope, focused, mixed, optics, refined, refined_answers,
+                                    refined_columns, refined_score, settled, view)
+from nanoshape.learn.network import load_model
 from oracle import Oracle
 
 def seen(recipe, i=0, dose=2000., **what):

@@ -19,12 +19,13 @@ import pytest
 import torch
 import zarr
 
-import nanoshape.store as module
+import nanoshape.datasets.store as module
 from conftest import COMMAND, ROOT, wait_for
 from nanoshape.cli import main
 from nanoshape.core import UserError, read_json, whole_file, write_json
-from nanoshape.recipes import KINDS, load_recipe, sample, waves_of
-from nanoshape.store import SHARD, Store, _check, one_thread, simulate, verify
+from nanoshape.datasets.recipes import KINDS, load_recipe
+from nanoshape.datasets.samples import sample, waves_of
+from nanoshape.datasets.store import SHARD, Store, _check, one_thread, simulate, verify
 
 TINY = str(ROOT/'data/recipes/tiny.yaml')
 
@@ -62,7 +63,7 @@ def test_workers_do_not_change_a_byte(tiny, tiny_store, tmp_path, workers):
 
 
 def test_a_wave_does_not_depend_on_its_shard_or_batch(tiny, tiny_store):
-    from nanoshape.multislice import exit_waves
+    from nanoshape.simulate.multislice import exit_waves
     threads, atoms = torch.get_num_threads(), [sample(tiny, i)[0] for i in range(17, 24)]
     with one_thread():
         batches = [torch.cat([exit_waves(atoms[k:k + n], tiny.gpts, out_gpts=tiny.out_gpts) for k in range(0, 7, n)]) for n in (1, 3, 7)]
@@ -72,7 +73,7 @@ def test_a_wave_does_not_depend_on_its_shard_or_batch(tiny, tiny_store):
 
 def test_killed_again_and_again_it_ends_the_same_to_the_byte(many, whole, tmp_path):
     ctx, g, out = get_context('forkserver'), np.random.default_rng(), tmp_path/'s'
-    ctx.set_forkserver_preload(['nanoshape.store'])
+    ctx.set_forkserver_preload(['nanoshape.datasets.store'])
     done = lambda: len(list(out.glob('shards/0*.json')))
 
     def begin_and_kill():
@@ -286,10 +287,10 @@ def test_a_full_disk_stops_with_one_sentence_and_loses_nothing(tiny, tiny_store,
 
 FULL = """import sys
 from pathlib import Path
-import nanoshape.store as module
+import nanoshape.datasets.store as module
 from nanoshape.core import UserError
-from nanoshape.recipes import load_recipe
-from nanoshape.store import Store, verify
+from nanoshape.datasets.recipes import load_recipe
+from nanoshape.datasets.store import Store, verify
 recipe = load_recipe(sys.argv[1], structures=48)
 out, filler, write = Path(sys.argv[2])/'s', Path(sys.argv[2])/'filler', module._write_shard
 

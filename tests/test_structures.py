@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 from scipy.spatial import Delaunay, cKDTree
 
 from nanoshape.core import UserError, rng
-from nanoshape.orientations import random_rotation, rotated
-from nanoshape.structures import (FORMATS, SHAPES, UNSEEN, assemble, carbon_nanotube, closed_shell, facet_down, facet_normals, facets, free_places,
-                                  lattice_constant, particle, polyhedron, projected_sizes, read_structure, volume_equivalent_diameter,
-                                  write_structure)
-from nanoshape.supports import amorphous
+from nanoshape.simulate.orientations import random_rotation, rotated
+from nanoshape.simulate.structures import (FORMATS, SHAPES, UNSEEN, assemble, carbon_nanotube, closed_shell,
+                                           facet_down, facet_normals, facets, free_places, lattice_constant, particle,
+                                           polyhedron, projected_sizes, read_structure, volume_equivalent_diameter,
+                                           write_structure)
+from nanoshape.simulate.supports import amorphous
 
 shapes, sizes, seeds = st.sampled_from(SHAPES), st.floats(20, 80), st.integers(0, 2**31)
 

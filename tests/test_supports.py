@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 from nanoshape.core import UserError, rng
-from nanoshape.supports import (SUPPORTS, amorphous, carbon_network, coordination, displaced_diamond, network_block, number_density,
-        pair_distribution,
-                                quenched, replaced, roughened, support, with_edge, with_hole, with_step)
+from nanoshape.simulate.supports import (SUPPORTS, amorphous, carbon_network, coordination, displaced_diamond,
+                                         network_block, number_density, pair_distribution, quenched, replaced,
+                                         roughened, support, with_edge, with_hole, with_step)
 
 seeds = st.integers(0, 2**31)
 

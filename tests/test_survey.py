@@ -13,9 +13,10 @@ from PIL import Image
 from nanoshape import survey as room
 from nanoshape.cli import main
 from nanoshape.core import UserError
-from nanoshape.models import build
-from nanoshape.survey import answer_counts, each_once, lognormal_fit, micrograph_files, pixel_size, survey, tracks
-from nanoshape.train import save_model
+from nanoshape.learn.models import build
+from nanoshape.micrographs.survey import (answer_counts, each_once, lognormal_fit, micrograph_files, pixel_size,
+                                          survey, tracks)
+from nanoshape.learn.network import save_model
 
 CARD = dict(classes=['cube', 'octahedron'], sampling=.78, gpts=64, temperature=1., threshold=.7, feret_range_nm=[1, 9])
 

@@ -8,7 +8,7 @@ import pytest
 
 from nanoshape.cli import main
 from nanoshape.core import UserError, read_json
-from nanoshape.sweep import load_sweep, sweep
+from nanoshape.studies.sweep import load_sweep, sweep
 
 CODE = '''import json, pathlib
 if bad and seed: raise ValueError('two is too many')
@@ -137,7 +137,7 @@ def test_the_sweeps_that_are_kept_name_what_their_notebooks_have():
 
 def test_waves_are_shared_whatever_the_microscope(tiny, tmp_path):
     from dataclasses import replace
-    from nanoshape.studies import waves
+    from nanoshape.studies.experiments import waves
     a = waves(tiny, 0, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
     b = waves(replace(tiny, name='other', dose=50., defocus_nm={'grid': [-4, 4, 3]}, images=3), 0, tmp_path)
@@ -147,7 +147,7 @@ def test_waves_are_shared_whatever_the_microscope(tiny, tmp_path):
 
 
 def test_a_subset_leaves_the_test_alone(tiny_store):
-    from nanoshape.studies import subset
+    from nanoshape.studies.experiments import subset
     (a, watch, test), (b, _, same) = (subset(tiny_store, 20, 10, s) for s in (0, 1))
     assert len(watch) == 10 and not set(watch) & (set(a) | set(test)) and len(subset(tiny_store, 20, 10, 0, watch=3)[1]) == 3
     assert set(test) == set(range(30, 40)) == set(same) and len(set(a)) == 20 and set(a) != set(b) and not set(a) & set(test)
@@ -158,7 +158,7 @@ def test_a_subset_leaves_the_test_alone(tiny_store):
 
 
 def test_training_and_test_need_seeds_of_their_own(tiny, tmp_path):
-    from nanoshape.studies import train_and_test
+    from nanoshape.studies.experiments import train_and_test
     with pytest.raises(UserError, match='same seed'):
         train_and_test(tiny, tmp_path/'run', test=tiny)
     assert not (tmp_path/'run').exists()
@@ -166,8 +166,8 @@ def test_training_and_test_need_seeds_of_their_own(tiny, tmp_path):
 
 def test_a_test_of_its_own_scores_all_its_images(tiny, tmp_path):
     from dataclasses import replace
-    from nanoshape.studies import predictions, train_and_test, waves
-    from nanoshape.train import load_model
+    from nanoshape.studies.experiments import predictions, train_and_test, waves
+    from nanoshape.learn.network import load_model
     other = replace(tiny, seed=9, structures=10, images=2, defocus_nm={'grid': [-4, 4, 2]})
     m = train_and_test(tiny, tmp_path/'run', 'cnn4', epochs=1, workers=0, test=other, symmetries=8, folder=tmp_path/'waves')
     assert m['n'] == 20 and m['n_train'] + m['n_valid'] == len(tiny)
@@ -180,8 +180,8 @@ def test_a_test_of_its_own_scores_all_its_images(tiny, tmp_path):
 
 def test_runs_that_need_the_same_waves_wait_for_each_other(tiny, tmp_path, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
-    import nanoshape.store as module
-    from nanoshape.studies import waves
+    import nanoshape.datasets.store as module
+    from nanoshape.studies.experiments import waves
     made, write = [], module._write_shard
 
     def counted(*job):
