@@ -17,8 +17,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tifffile
 import torch
-from .cli import SIMULATED_NOTE, TILE, TILE_NOTE, TILE_PIXEL_NM, kept_crystals, kept_detector, kept_model
-from .core import NM, UserError, project_root, rng, shared_data
+from .learn.defaults import default_crystallinity_network, default_shape_network
+from .micrographs.detection import default_detector
+from .core import NM, UserError, project_root, rng
 from .datasets.batches import dihedral
 from .figures import PALETTE, as_png, show_image, use_style
 from .micrographs.particles import UNKNOWN, particle_fields, probability_columns
@@ -29,8 +30,7 @@ from .micrographs.reading import read
 from .datasets.recipes import load_recipe
 from .micrographs.report import picture, summarise, write_report
 from .simulate.structures import assemble, particle
-from .studies.experiments import simulated_micrograph
-from .learn.network import load_model
+from .studies.experiments import sample_micrograph
 
 # %% ../nbs/03_app.ipynb #8e751a13
 VIEWS = 24
@@ -135,23 +135,19 @@ Page._uploaded = _uploaded
 
 # %% ../nbs/03_app.ipynb #70be78a7
 def _sample(self:Page):
-    tile = (shared_data() or Path('.'))/TILE
-    if tile.is_file(): return self.analyse(read(tile, TILE_PIXEL_NM*NM), [TILE_NOTE])
-    self.say('Simulating a micrograph …')
-    m, shapes = simulated_micrograph(load_recipe(project_root()/'data/recipes/demo.yaml'), 5)
-    self.analyse(m, [SIMULATED_NOTE + ', '.join(shapes) + '.'])
+    self.say('Taking a sample …')
+    self.analyse(*sample_micrograph(load_recipe(project_root()/'data/recipes/demo.yaml'), 5))
 Page._sample = _sample
 
 # %% ../nbs/03_app.ipynb #caa2674f
 def _analyse(self:Page, m, notes=()):
     "Find, measure and classify the particles of a micrograph, and show them."
     self.say('Finding and measuring particles, telling their shapes … (half a minute for a large image)')
-    (model, self.card), out = load_model(kept_model()), Path(self.folder.name)/'report'
-    self.m, self.model = m, model
-    self.table = write_report(m, model, self.card, out, notes, kept_detector(), crystals=kept_crystals(), image=m.name)
+    self.m, self.network, out = m, default_shape_network(), Path(self.folder.name)/'report'
+    self.table = write_report(m, self.network, out, notes, default_detector(), crystals=default_crystallinity_network(), image=m.name)
     self.labels = tifffile.imread(next(out.glob('*_labels.tif'))).astype(int)
     self.results.children = self._shown(out)
-    self.say(summarise(m, self.table, self.card))
+    self.say(summarise(m, self.table))
 Page.analyse = _analyse
 
 # %% ../nbs/03_app.ipynb #f7e721ae
@@ -194,15 +190,16 @@ Page._rows = _rows
 def _choose(self:Page, label):
     "Show one particle: its crop, the probabilities, and the simulation that looks most like it."
     row = self.table[self.table.label == label].iloc[0]
-    p = row[probability_columns(self.card['classes'])].to_numpy(float)
-    field = np.asarray(particle_fields(self.m, self.labels, self.table[self.table.label == label], self.card['sampling'], self.card['gpts'])[0])
-    name = self.card['classes'][int(p.argmax())]
+    card = self.network.card
+    p = row[probability_columns(card.classes)].to_numpy(float)
+    field = np.asarray(particle_fields(self.m, self.labels, self.table[self.table.label == label], card.sampling, card.gpts)[0])
+    name = card.classes[int(p.argmax())]
     self.say(f'Simulating {VIEWS} views of a {name} …')
-    alike, c = best_view(field, self.card['sampling'], name, row.feret_max_nm*NM)
+    alike, c = best_view(field, card.sampling, name, row.feret_max_nm*NM)
     fig, axs = plt.subplots(1, 3, figsize=(6.6, 2.2), width_ratios=(1, 1, .9))
-    show_image(field, self.card['sampling'], axs[0], 'what the network saw')
-    show_image(alike, self.card['sampling'], axs[1], f'{name}, simulated (r = {c:.2f})')
-    axs[2].barh(self.card['classes'], 100*p, color=PALETTE[0]); axs[2].invert_yaxis(); axs[2].set(xlabel='probability (%)', xlim=(0, 100))
+    show_image(field, card.sampling, axs[0], 'what the network saw')
+    show_image(alike, card.sampling, axs[1], f'{name}, simulated (r = {c:.2f})')
+    axs[2].barh(card.classes, 100*p, color=PALETTE[0]); axs[2].invert_yaxis(); axs[2].set(xlabel='probability (%)', xlim=(0, 100))
     verdict = row['shape'] if row['shape'] != UNKNOWN else f'undetermined: {row.reason}'
     words = f'Particle {label}: {verdict}; equivalent diameter {row.equivalent_diameter_nm:.2f} nm.'
     self.one.value = f'<p>{escape(words)}</p><img src="{picture(fig)}" alt="the particle, a simulation like it, and the probabilities">'

@@ -13,16 +13,15 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.ndimage import map_coordinates
-from torch import nn
 from ..core import NM, rng, UserError
 from ..simulate.orientations import axis_angle
 from ..simulate.columns import zone
 from ..datasets.batches import dihedral, relative_input, turned_back
 from ..learn.evaluate import wilson
+from ..learn.network import Card, Network, temperature_at
 from ..micrographs.reading import Micrograph, resampled
 from ..micrographs.detection import in_tiles
-from .heights import (class_scores, image_noise, over_discs, read_columns, right_heights, temperature,
-                                     true_columns)
+from .heights import (class_scores, image_noise, over_discs, read_columns, right_heights, true_columns)
 
 # %% ../../nbs/atoms/02_column_lattice.ipynb #43c0d180
 SCALES = np.geomspace(.7, 1.45, 60)  # of the lattice constant, that are tried
@@ -151,35 +150,35 @@ def check_axis(
         raise UserError(f'{name}: {OFF_AXIS.format(fit)}: --refine finds the tilt; --tilted (tilted=True) reads it all the same')
 
 # %% ../../nbs/atoms/02_column_lattice.ipynb #b923532f
-def recorded_finest(m:Micrograph, card:dict)->float:  # cycles per pixel of the network
+def recorded_finest(m:Micrograph, card:Card)->float:  # cycles per pixel of the network
     "The finest structure that a micrograph's own pixels could hold, at the network's pixel size."
-    return .5*min(1, card['sampling']/m.sampling)
+    return .5*min(1, card.sampling/m.sampling)
 
 # %% ../../nbs/atoms/02_column_lattice.ipynb #d3cea497
 @torch.no_grad()
 def image_columns(
     m:Micrograph,
-    model:nn.Module,
-    card:dict,  # of the model: sampling, classes, temperature, symmetries, material, zone
+    network:Network,  # that reads heights
     tilted:bool=False,  # read it even if `check_axis` would not, with the confidences that the network deserves on tilted crystals
 )->tuple[pd.DataFrame,LatticeFit]:  # as `read_columns`, with element ('': beside the lattice), off (Å from it), on_lattice; the lattice
     """The columns of a micrograph. Raises `UserError` for pixels that are too coarse, and for what `check_columns` and `check_axis` refuse."""
-    if m.sampling > 1.25*card['sampling']:
-        raise UserError(f'{m.name}: {m.sampling/NM:.3g} nm per pixel are too coarse to tell columns: at most {1.25*card["sampling"]/NM:.3g} will do')
-    image = torch.from_numpy(resampled(m.image, m.sampling, card['sampling']))
-    x, n = relative_input(image[None])[0, 0], len(card['classes'])
-    one = lambda k: turned_back(torch.from_numpy(in_tiles(dihedral(x, k).contiguous().numpy(), model)), k)
-    scores = sum(map(one, range(card['symmetries'])))/card['symmetries']
-    scores = over_discs(class_scores(scores[None], n), card['sampling'])[0]
+    card = network.card
+    if m.sampling > 1.25*card.sampling:
+        raise UserError(f'{m.name}: {m.sampling/NM:.3g} nm per pixel are too coarse to tell columns: at most {1.25*card.sampling/NM:.3g} will do')
+    image = torch.from_numpy(resampled(m.image, m.sampling, card.sampling))
+    x, n = relative_input(image[None])[0, 0], len(card.classes)
+    one = lambda k: turned_back(torch.from_numpy(in_tiles(dihedral(x, k).contiguous().numpy(), network.module)), k)
+    scores = sum(map(one, range(card.symmetries)))/card.symmetries
+    scores = over_discs(class_scores(scores[None], n), card.sampling)[0]
     noise = float(image_noise(x[None, None], recorded_finest(m, card)))
-    t = card.get('temperature_tilted', card['temperature']) if tilted else temperature(card, noise)
-    columns = read_columns(scores, card['sampling'], t)
+    t = (card.temperature_tilted or card.temperature) if tilted else temperature_at(card, noise)
+    columns = read_columns(scores, card.sampling, t)
     if len(columns) < FEWEST: raise UserError(_TOO_FEW.format(m.name, len(columns)))
-    fit = fit_lattice(columns[['x', 'y']], card['material'], card['zone'])
+    fit = fit_lattice(columns[['x', 'y']], card.material, card.zone)
     check_columns(fit, m.name)
-    fit = replace(fit, asymmetry=asymmetry(image.numpy(), card['sampling'], fit))
+    fit = replace(fit, asymmetry=asymmetry(image.numpy(), card.sampling, fit))
     if not tilted: check_axis(fit, m.name)
-    columns.insert(2, 'element', np.where(fit.on, zone(card['material'], card['zone']).motif[0][0], ''))
+    columns.insert(2, 'element', np.where(fit.on, zone(card.material, card.zone).motif[0][0], ''))
     return columns.assign(off=fit.off, on_lattice=fit.on), fit
 
 # %% ../../nbs/atoms/02_column_lattice.ipynb #a42c5869
@@ -187,11 +186,11 @@ def read_back(
     image:np.ndarray,  # (y, x)
     heights:np.ndarray,  # (y, x), its truth map
     sampling:float,  # Å per pixel
-    model:nn.Module, card:dict,
+    network:Network,
 )->dict:  # unread: refused for its columns' number or places; refused: for that or its tilt; asymmetry, confidence (mean), right (share of heights)
     "What becomes of a simulated image on the way of a user's micrograph, `tilted` asked for where it is refused without."
     for tilted in (False, True):
-        try: columns, fit = image_columns(Micrograph(image, sampling, 'image'), model, card, tilted)
+        try: columns, fit = image_columns(Micrograph(image, sampling, 'image'), network, tilted)
         except UserError: continue
         return dict(unread=False, refused=tilted, asymmetry=fit.asymmetry, confidence=float(columns.confidence.mean()),
                     right=right_heights(columns, true_columns(heights, sampling)))

@@ -11,10 +11,9 @@ import ase.io
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from torch import nn
 from ..core import NM, provenance, whole_folder, write_json
 from ..figures import as_png, rim, show_image, use_style
-from ..learn.network import card_settings
+from ..learn.network import Network
 from ..micrographs.reading import Micrograph
 from ..micrographs.report import DPI, html_page, png_url
 from .column_lattice import OFF_AXIS, image_columns, LatticeFit, TILTED
@@ -62,9 +61,9 @@ CAUTION = ('The network has seen simulated images only: perfect optics but for t
            'values were stretched for display has lost it.')
 
 def _trained(card):  # what its heights hold for, where the card says it
-    if not {'heights', 'defocus_nm'} <= card.keys(): return []
-    (low, high), (near, far) = card['heights'], card['defocus_nm']
-    return [f'It has learned columns of {low} to {high} atoms, {near:g} to {far:g} nm underfocus and {card["energy_kev"]:g} kV. '
+    if not card.heights or not card.defocus_nm: return []
+    (low, high), (near, far) = card.heights, card.defocus_nm
+    return [f'It has learned columns of {low} to {high} atoms, {near:g} to {far:g} nm underfocus and {card.energy_kev:g} kV. '
             'Elsewhere its own heights are wrong, and its confidences do not show it; many come right with --refine.']
 
 def _pictures(columns, model):  # from their PNGs
@@ -79,7 +78,7 @@ LEGEND = ('Also in columns.csv, with the probability of each height. x, y: Å fr
 # %% ../../nbs/atoms/04_height_report.ipynb #f632a9f5
 def write_heights(
     m:Micrograph,
-    model:nn.Module, card:dict,
+    network:Network,
     out:str|Path,  # folder, replaced as a whole
     tilted:bool=False,  # as in `image_columns`
     read=image_columns,  # or another function of its kind
@@ -87,18 +86,18 @@ def write_heights(
 )->str:  # what was found, in two sentences
     "Read an image's columns and write columns.csv, model.xyz (extended XYZ, Å), heights.png, model.png, run.json and report.html."
     use_style()
-    columns, fit = read(m, model, card, tilted)
+    columns, fit = read(m, network, tilted)
     atoms, text = rebuilt(columns, fit), summarise_heights(m, columns, fit)
     atoms.info['note'] = 'metal columns measured, flat exit side assumed; where measured is F, assumed from the lattice'
     pngs = [as_png(ax.figure, DPI) for ax in (show_columns(m, columns), plot_model(atoms))]
     pics, table = _pictures(*pngs), columns[[k for k in columns if not k.startswith('p_')]].round(3)
-    made = dict(params, tilted=tilted, sampling_nm=m.sampling/NM, model=card_settings(card), lattice_scale=fit.scale,
+    made = dict(params, tilted=tilted, sampling_nm=m.sampling/NM, model=network.settings, lattice_scale=fit.scale,
                 asymmetry=None if np.isnan(fit.asymmetry) else fit.asymmetry, simulated=fit.simulated, **provenance())
     with whole_folder(out) as tmp:
         columns.round(4).to_csv(tmp/'columns.csv', index=False)
         ase.io.write(tmp/'model.xyz', atoms, format='extxyz')
         for png, name in zip(pngs, ('heights.png', 'model.png')): (tmp/name).write_bytes(png)
         write_json(tmp/'run.json', made)
-        record, notes = '\n'.join(f'{k}: {v}' for k, v in made.items()), [*m.notes, CAUTION, *_trained(card)]
+        record, notes = '\n'.join(f'{k}: {v}' for k, v in made.items()), [*m.notes, CAUTION, *_trained(network.card)]
         (tmp/'report.html').write_text(html_page(m.name, text, table, pics, notes, record, 'Columns', LEGEND), encoding='utf-8')
     return text

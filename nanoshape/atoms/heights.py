@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['APART', 'NEAR', 'FINE', 'class_scores', 'over_discs', 'pixel_scores', 'column_evidence', 'said_heights',
-           'read_columns', 'true_columns', 'partners', 'matched', 'right_heights', 'image_noise', 'temperature',
-           'column_answers', 'heights_score', 'fitted_temperature']
+           'read_columns', 'true_columns', 'partners', 'matched', 'right_heights', 'image_noise', 'column_answers',
+           'heights_score', 'fitted_temperature']
 
 # %% ../../nbs/atoms/00_heights.ipynb #6eac9562
 import numpy as np
@@ -20,6 +20,7 @@ from ..datasets.store import Store
 from ..datasets.batches import dihedral, turned_back
 from ..learn.evaluate import (calibration_error, cluster_interval, fit_temperature, fit_temperature_power,
                                       reliability)
+from ..learn.network import Network, temperature_at
 from ..learn.height_maps import frozen_pixels
 
 # %% ../../nbs/atoms/00_heights.ipynb #3fc0f8bf
@@ -146,19 +147,11 @@ def image_noise(
     recorded = (fy[:, None].abs() <= .98*finest) & (fx.abs() <= .98*finest) if finest < .5 else True
     return (power[:, ((fy[:, None]**2 + fx**2).sqrt() > 2*FINE*finest) & recorded].median(1).values/np.log(2)).sqrt()
 
-def temperature(
-    card:dict,  # temperature; perhaps noise: its mean `at`, `range`, and the `power` of it that the temperature goes with
-    noise:float,  # of the image; beyond the range, the range's end is taken
-)->float:
-    "Temperature for an image."
-    if not (n := card.get('noise')): return card['temperature']
-    return card['temperature']*float(np.clip(noise, *n['range'])/n['at'])**n['power']
-
 # %% ../../nbs/atoms/00_heights.ipynb #0b75d5b6
-def _asked(model, card, store, idx):  # of each frozen image: number, scores over discs, noise, share of right pixels, true columns, centres' scores
+def _asked(network, store, idx):  # of each frozen image: number, scores over discs, noise, share of right pixels, true columns, centres' scores
     for some in np.array_split(np.asarray(idx, int), max(1, -(-len(idx)//16))):
         x, maps = frozen_pixels(store, some)
-        raw = pixel_scores(model, x, len(card['classes']), card['symmetries'])
+        raw = pixel_scores(network.module, x, len(network.classes), network.card.symmetries)
         right = (said_heights(raw) == maps).float().mean((1, 2)).tolist()
         for i, s, n, share, heights in zip(some, over_discs(raw, store.sampling), image_noise(x).tolist(), right, maps.numpy()):
             true = true_columns(heights, store.sampling)
@@ -167,15 +160,14 @@ def _asked(model, card, store, idx):  # of each frozen image: number, scores ove
 
 # %% ../../nbs/atoms/00_heights.ipynb #f01b0323
 def column_answers(
-    model:nn.Module,
-    card:dict,  # classes, symmetries, and as in `temperature`
+    network:Network,
     store:Store,
     idx,  # sample numbers
 )->tuple[pd.DataFrame,pd.DataFrame]:  # a row per true column: sample, true, said, confidence; a row per image: found, true, matched, right pixels
     "What the network says to each frozen image."
     answers, images = [], []
-    for i, s, noise, pixels, true, centres in _asked(model, card, store, idx):
-        t = temperature(card, noise)
+    for i, s, noise, pixels, true, centres in _asked(network, store, idx):
+        t = temperature_at(network.card, noise)
         p, found = (centres[:, 1:]/t).softmax(1).numpy(), read_columns(s, store.sampling, t)
         answers.append(pd.DataFrame(dict(sample=i, true=true.height, said=said_heights(centres), confidence=p.max(1))))
         images.append(dict(sample=i, found=len(found), true=len(true), matched=matched(found, true), pixels=pixels))
@@ -199,14 +191,13 @@ def heights_score(
 
 # %% ../../nbs/atoms/00_heights.ipynb #bec53fe1
 def fitted_temperature(
-    model:nn.Module,
-    card:dict,  # classes, symmetries
+    network:Network,
     store:Store,
     idx,  # numbers of validation samples
     by_noise:bool=True,  # else one for all images
-)->dict:  # as in `temperature`
+)->dict:  # `temperature` and `noise`, for a card: see `temperature_at`
     "What minimises the cross-entropy of the heights at the true columns' centres."
-    asked = list(_asked(model, card, store, idx))
+    asked = list(_asked(network, store, idx))
     s, y = (torch.cat(v) for v in zip(*((centres[:, 1:], torch.tensor(true.height.to_numpy() - 1)) for *_, true, centres in asked)))
     noise = torch.tensor([v[2] for v in asked])
     at = float(noise.log().mean().exp())

@@ -9,7 +9,6 @@ __all__ = ['movie', 'with_neighbours', 'flicker', 'steps', 'read_movie', 'movie_
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from ..core import NM, torch_rng
 from ..simulate.columns import column_table, with_height, with_room, zone
 from ..simulate.multislice import exit_waves
@@ -17,7 +16,8 @@ from ..simulate.microscope import changed, expose, intensity
 from ..datasets.recipes import Recipe
 from ..datasets.samples import conditions, sample, truth_map
 from ..datasets.batches import relative_input
-from .heights import image_noise, over_discs, pixel_scores, temperature, true_columns
+from ..learn.network import Network, temperature_at
+from .heights import image_noise, over_discs, pixel_scores, true_columns
 
 # %% ../../nbs/atoms/05_movies.ipynb #8ae0bc3c
 def movie(
@@ -86,13 +86,13 @@ def steps(
 def read_movie(
     counts:np.ndarray, maps:np.ndarray, step:int,  # as in `movie`
     sampling:float,  # Å per pixel
-    model:nn.Module, card:dict,
+    network:Network,
 )->tuple[np.ndarray,np.ndarray]:  # probabilities (frames, columns, heights ≥ 1), true heights (frames, columns)
     "What the network says at each column's true place, frame by frame."
     at = np.round(true_columns(maps[0], sampling)[['y', 'x']].to_numpy()/sampling).astype(int).T
     x = relative_input(torch.from_numpy(counts))
-    scores = over_discs(pixel_scores(model, x, len(card['classes']), card['symmetries']), sampling)
-    t = torch.tensor([temperature(card, n) for n in image_noise(x).tolist()])[:, None, None]
+    scores = over_discs(pixel_scores(network.module, x, len(network.classes), network.card.symmetries), sampling)
+    t = torch.tensor([temperature_at(network.card, n) for n in image_noise(x).tolist()])[:, None, None]
     p = (scores[:, 1:, at[0], at[1]]/t).softmax(1).movedim(1, -1).numpy()
     return p, np.stack([maps[int(k >= step)][tuple(at)] for k in range(len(counts))])
 

@@ -18,10 +18,10 @@ from scipy.fft import next_fast_len
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 from scipy.special import log_softmax, logsumexp
-from torch import nn
 from ..core import NM, UserError
 from ..datasets.batches import CONTRAST, relative_input
 from ..learn.evaluate import calibration_error, cluster_interval, reliability
+from ..learn.network import Card, Network
 from .heights import image_noise, partners, true_columns
 from ..simulate.microscope import Microscope, changed, intensity
 from ..simulate.multislice import exit_waves
@@ -38,13 +38,13 @@ def optics(recipe:Recipe)->dict:  # for a network's card
 
 # %% ../../nbs/atoms/06_refine.ipynb #f31f75a7
 def card_microscope(
-    card:dict,  # of a network for heights, with `optics`
+    card:Card,  # of a network for heights, with `optics`
 )->Microscope:
     "The microscope of a network's training images; of what was drawn the middle. Raises `UserError` where the card does not say it."
-    if 'optics' not in card:
+    if not card.optics:
         raise UserError('the card of this network says nothing of its microscope: run its sweep again, or leave --refine away')
-    o = {k: sum(v)/2 for k, v in card['optics'].items()}
-    return Microscope(card['energy_kev']*1e3, Cs=o['Cs_um']*1e4, C5=o['C5_mm']*1e7, angular_spread=o['angular_spread_mrad']*1e-3,
+    o = {k: sum(v)/2 for k, v in card.optics.items()}
+    return Microscope(card.energy_kev*1e3, Cs=o['Cs_um']*1e4, C5=o['C5_mm']*1e7, angular_spread=o['angular_spread_mrad']*1e-3,
                       vibration=o['vibration_nm']*NM, focal_spread=o['focal_spread_nm']*NM)
 
 # %% ../../nbs/atoms/06_refine.ipynb #4339030b
@@ -322,14 +322,14 @@ PRIOR, SOFTER = 4., 5.  # weight of the network's word per noise, 1 at most; by 
 def refined(
     image:np.ndarray,  # (y, x), at the network's pixel size
     columns:pd.DataFrame, fit:LatticeFit,  # from `image_columns`
-    card:dict,
+    card:Card,
     finest:float=.5,  # cycles per pixel, the finest that was recorded
 )->tuple[pd.DataFrame,Guess,float]:  # the table with new heights; the best guess; its χ² per recorded pixel
     "Heights of columns on the lattice under which a simulated image is most like the recorded one."
     places, on, k = lattice_columns(fit, edge=True), np.flatnonzero(fit.on), np.arange(1, MOST + 1)
     heights, p = columns.height.to_numpy()[on].clip(1, MOST), columns[[c for c in columns if c.startswith('p_')]].to_numpy()[on, :MOST]
-    v = view(image, card['sampling'], places, heights, card_microscope(card), finest)
-    found = ends(v, fit, heights, word(p, card.get('heights', (1, p.shape[1])), min(1, PRIOR*v.noise)))
+    v = view(image, card.sampling, places, heights, card_microscope(card), finest)
+    found = ends(v, fit, heights, word(p, card.heights or (1, p.shape[1]), min(1, PRIOR*v.noise)))
     p = mixed(found, 1 + SOFTER*v.noise**2)
     mean = p@k
     new = dict(height=p.argmax(1) + 1, confidence=p.max(1), mean=mean, sd=np.sqrt((p@k**2 - mean**2).clip(0)),
@@ -340,14 +340,15 @@ def refined(
 
 # %% ../../nbs/atoms/06_refine.ipynb #cdb2e51e
 def refined_columns(
-    m:Micrograph, model:nn.Module,
-    card:dict,  # with `optics`
+    m:Micrograph,
+    network:Network,  # whose card says its `optics`
     tilted:bool=True,  # read it even if its pattern looks tilted; as in `image_columns`
 )->tuple[pd.DataFrame,LatticeFit]:  # as `image_columns`, with the conditions that were found in the fit's `simulated`
     "The columns of a micrograph, read by a network and refined. Raises `UserError` as `image_columns`, `view` and `card_microscope` do."
+    card = network.card
     card_microscope(card)
-    columns, fit = image_columns(m, model, card, tilted)
-    columns, guess, misfit = refined(resampled(m.image, m.sampling, card['sampling']), columns, fit, card, recorded_finest(m, card))
+    columns, fit = image_columns(m, network, tilted)
+    columns, guess, misfit = refined(resampled(m.image, m.sampling, card.sampling), columns, fit, card, recorded_finest(m, card))
     x, y = np.degrees(guess.tilt).tolist()
     found = dict(defocus_nm=guess.defocus/NM, focal_spread_nm=guess.focal_spread/NM, misfit=misfit, tilt_deg=float(np.hypot(x, y)),
                  tilt_about_x_deg=x, tilt_about_y_deg=y, swapped=guess.swapped)
@@ -357,13 +358,14 @@ def refined_columns(
 def refined_answers(
     image:np.ndarray,  # (y, x)
     heights:np.ndarray,  # (y, x), its truth map
-    model:nn.Module, card:dict,
+    network:Network,
 )->tuple[pd.DataFrame,dict]:  # per true column: true, said, refined, refined_confidence; of the image: misfit, found conditions
     "What becomes of an image on a micrograph's way. A column that is not found is said to have 0 atoms, with no confidence."
-    true, m = true_columns(heights, card['sampling']), Micrograph(image, card['sampling'], 'image')
+    card = network.card
+    true, m = true_columns(heights, card.sampling), Micrograph(image, card.sampling, 'image')
     answers = true[['height']].rename(columns={'height': 'true'}).assign(said=0, refined=0, refined_confidence=np.nan)
     try:
-        columns, fit = image_columns(m, model, card, tilted=True)
+        columns, fit = image_columns(m, network, tilted=True)
         new, guess, misfit = refined(image, columns, fit, card)
     except UserError: return answers, dict(unread=True)
     a, b = partners(columns, true)

@@ -28,7 +28,7 @@ from ..figures import (PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curve
 from .particles import (CRYSTALLINE, UNKNOWN, classify, crystallinity, particle_fields,
                                              probability_columns)
 from .reading import Micrograph
-from ..learn.network import card_settings
+from ..learn.network import Card, Network
 
 # %% ../../nbs/micrographs/04_report.ipynb #eaeaabe1
 def class_colors(classes:Sequence[str])->dict:
@@ -110,16 +110,16 @@ def html_page(
 
 # %% ../../nbs/micrographs/04_report.ipynb #da1b84f3
 def network_pictures(
-    card:dict,  # of a model; shows whatever it holds of `test` and `log`
+    card:Card,  # shows whatever it holds of `test` and `log`
 )->list[dict]:
     "Confusion matrix and learning curves of a model, as pictures for `html_page`."
-    out, s = [], card.get('test')
+    out, s = [], card.test
     if s:
         ax = plot_confusion(s['confusion'], s['classes'])
         out.append(dict(src=picture(ax.figure), title='The network on simulated test particles', alt='confusion matrix, true against predicted shape',
             text=f'{score_text(s)} The structures were never trained on; always naming the commonest class would be right in {s["chance"]:.1%}.'))
-    if card.get('log'):
-        axs = plot_curves(pd.DataFrame(card['log']), 1/len(card['classes']))
+    if card.log:
+        axs = plot_curves(pd.DataFrame(card.log), 1/len(card.classes))
         out.append(dict(src=picture(axs[0].figure), title='Learning curves', text='Losses, and accuracy on validation structures, by epoch.',
                         alt='training and validation loss and accuracy against epoch'))
     return out
@@ -128,7 +128,6 @@ def network_pictures(
 def summarise(
     m:Micrograph,
     table:pd.DataFrame,  # from `classify`
-    card:dict,
 )->str:
     "One or two sentences on what was found, sizes in nm."
     if not len(table): return f'No particles were found in {m.name}.'
@@ -168,13 +167,12 @@ def label_file(
 # %% ../../nbs/micrographs/04_report.ipynb #68400408
 def write_report(
     m:Micrograph,
-    model,  # a network
-    card:dict,  # its card
+    network:Network,  # that tells shapes
     out:str|Path,  # folder, replaced as a whole
     notes:Sequence[str]=(),  # paragraphs for the page
     detector:Detector|None=None,  # default: by darkness
     element:str|None=None,  # whose planes the fringes are; default: that of the model's training
-    crystals:tuple|None=None,  # a network that tells how crystalline particles are, and its card
+    crystals:Network|None=None,  # a network that tells how crystalline particles are
     **params,  # recorded in run.json
 )->pd.DataFrame:  # the particles
     """Analyse `m` and write particles.csv, NAME_labels.tif (0 background, 1 … n the table's `label`), overlay.png, confusion.png, curves.png,
@@ -182,17 +180,16 @@ def write_report(
     use_style()
     detector = detector or Detector()
     labels = detector(m)
-    table = classify(m, labels, model, card, element)
-    if crystals: table = crystallinity(m, labels, table, *crystals)
-    fig = overlay(m, labels, table, card['classes']).figure
-    made = dict(params, sampling_nm=m.sampling/NM, model=card_settings(card), detector=card_settings(detector.card),
-                crystallinity=crystals and card_settings(crystals[1]), **provenance())
+    table = classify(m, labels, network, element)
+    if crystals: table = crystallinity(m, labels, table, crystals)
+    fig = overlay(m, labels, table, network.classes).figure
+    made = dict(params, sampling_nm=m.sampling/NM, model=network.settings, detector=detector.network.settings if detector.network else {},
+                crystallinity=crystals and crystals.settings, **provenance())
     pics = [dict(src=picture(fig), title='What was found', alt='micrograph with outlined particles',
                  text='Outline colour: shape; white: undetermined. Numbers are rows of the table.')]
-    if crystals and len(table): pics.append(_crystal_picture(m, labels, table, crystals[1]))
-    if len(table): pics.append(dict(src=picture(_gallery(m, labels, table, card)), title='What the network saw', alt='gallery of particle crops',
-        text='Each particle at the network\'s pixel size, others painted over, with the commonest answer and its probability.'))
-    net = network_pictures(card)
+    if crystals and len(table): pics.append(_crystal_picture(m, labels, table, crystals.card))
+    if len(table): pics.append(_gallery_picture(m, labels, table, network.card))
+    net = network_pictures(network.card)
     with whole_folder(out) as tmp:
         table.to_csv(tmp/'particles.csv', index=False)
         tifffile.imwrite(tmp/label_file(m.name), labels.astype(np.uint16 if labels.max() < 2**16 else np.uint32), compression='zlib')
@@ -201,7 +198,7 @@ def write_report(
         write_json(tmp/'run.json', made)
         record = '\n'.join(f'{k}: {v}' for k, v in made.items())
         said = [*notes, *_said(m), detector.how(m), *_focus(m, table), CAUTION]
-        page = html_page(m.name, summarise(m, table, card), table, pics + net, said, record, legend=LEGEND.format(label_file(m.name)))
+        page = html_page(m.name, summarise(m, table), table, pics + net, said, record, legend=LEGEND.format(label_file(m.name)))
         (tmp/'report.html').write_text(page, encoding='utf-8')
     return table
 
@@ -216,14 +213,18 @@ def _focus(m, table):  # if the film tells it
     return [f"The film's Thon rings are those of an image {known.iloc[0]:.0f} nm from focus (at {volts} with Cs corrected)."] if len(known) else []
 
 def _crystal_picture(m, labels, table, card):
-    fig = overlay(m, labels, table, [*card['classes'], CRYSTALLINE], answer='crystallinity').figure
+    fig = overlay(m, labels, table, [*card.classes, CRYSTALLINE], answer='crystallinity').figure
     return dict(src=picture(fig), title='How crystalline', alt='micrograph with particles outlined by crystallinity',
                 text='Outline colour: crystallinity; white: undetermined. An answer needs fringes in the particle\'s own power spectrum; what shows '
                      'none may be amorphous, or a crystal tilted off its axes, and stays undetermined.')
 
 def _gallery(m, labels, table, card, most=40):  # crops with the network's first choice
     t = table.sort_values('confidence', ascending=False).head(most)
-    best = t[probability_columns(card['classes'])].to_numpy().argmax(1)
-    show_images(particle_fields(m, labels, t, card['sampling'], card['gpts']), card['sampling'], ncols=6,
-                titles=[f'{n}: {card["classes"][b]}\n{c:.0%}' for n, b, c in zip(t.label, best, t.confidence)])
+    best = t[probability_columns(card.classes)].to_numpy().argmax(1)
+    show_images(particle_fields(m, labels, t, card.sampling, card.gpts), card.sampling, ncols=6,
+                titles=[f'{n}: {card.classes[b]}\n{c:.0%}' for n, b, c in zip(t.label, best, t.confidence)])
     return plt.gcf()
+
+def _gallery_picture(m, labels, table, card):
+    text = "Each particle at the network's pixel size, others painted over, with the commonest answer and its probability."
+    return dict(src=picture(_gallery(m, labels, table, card)), title='What the network saw', alt='gallery of particle crops', text=text)

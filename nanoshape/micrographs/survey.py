@@ -10,7 +10,6 @@ __all__ = ['ONE_MAGNIFICATION', 'REACH', 'QUESTIONS', 'micrograph_files', 'pixel
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
-import hashlib
 
 import numpy as np
 import pandas as pd
@@ -28,7 +27,7 @@ from .lattice import calibrate
 from .particles import CRYSTALLINE, UNKNOWN
 from .reading import PICTURES, READERS, frame_count, header_sampling, read
 from .report import CAUTION, PAGE_HEAD, class_colors, picture, write_report
-from ..learn.network import card_settings
+from ..learn.network import Network
 
 # %% ../../nbs/micrographs/05_survey.ipynb #f32591eb
 def micrograph_files(
@@ -92,18 +91,11 @@ def tracks(
     return out
 
 # %% ../../nbs/micrographs/05_survey.ipynb #ace689ca
-def _weights(model):  # a short name of a network's numbers
-    if model is None: return None
-    h = hashlib.sha256()
-    for v in model.state_dict().values(): h.update(v.detach().cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()[:12]
-
-def _decided_by(model, card, detector, element, crystals):  # what decides a result beside the file and how it is read
+def _decided_by(network, detector, element, crystals):  # what decides a result beside the file and how it is read
     made = {k: v for k, v in provenance().items() if k in ('nanoshape', 'commit')}
-    return dict(model=card_settings(card), weights=_weights(model), detector=card_settings(detector.card), detector_weights=_weights(detector.model),
-                element=element, **(_crystals_by(*crystals) if crystals else {}), **made)
-
-def _crystals_by(model, card): return dict(crystallinity=card_settings(card), crystallinity_weights=_weights(model))
+    used = dict(model=network, detector=detector.network, crystallinity=crystals)
+    settings = {k: v.settings if v else {} for k, v in used.items()} | {f'{k}_weights': v.fingerprint if v else None for k, v in used.items()}
+    return dict(settings, element=element, **made)
 
 def _asked(path, options, by):
     s = path.stat()
@@ -151,13 +143,12 @@ def _particles(path, out, options, by, write):  # of one file, with their frames
 # %% ../../nbs/micrographs/05_survey.ipynb #724f9479
 def survey(
     path:str|Path,  # a folder of micrographs, or one
-    model,  # a network
-    card:dict,  # its card
+    network:Network,  # that tells shapes
     out:str|Path,  # folder of the results; files that are done already are kept
     notes:Sequence[str]=(),  # paragraphs for the pages
     detector:Detector|None=None,  # default: by darkness
     element:str|None=None,  # whose planes the fringes are; default: that of the model's training
-    crystals:tuple|None=None,  # as for `write_report`
+    crystals:Network|None=None,  # as for `write_report`
     **options,  # of `read`
 )->tuple[pd.DataFrame,dict[str,str]]:  # all particles, with the columns `file`, `frame` and `track`; files and frames that failed → why
     """Analyse every micrograph; then write particles.csv and .parquet, shapes.csv (with `crystals`: crystallinity.csv), survey.json and report.html
@@ -167,8 +158,8 @@ def survey(
     check_replaceable(out, 'survey.json')
     out.mkdir(parents=True, exist_ok=True)
     write_json(out/'survey.json', dict(finished=False, path=str(Path(path).resolve())))
-    by, tables, failed = _decided_by(model, card, detector, element, crystals), {}, {}
-    def write(m, folder, asked): write_report(m, model, card, folder, notes, detector, element, crystals, asked=asked)
+    by, tables, failed = _decided_by(network, detector, element, crystals), {}, {}
+    def write(m, folder, asked): write_report(m, network, folder, notes, detector, element, crystals, asked=asked)
     for f in tqdm(files, desc='micrographs', unit='file'):
         name = _shown(f)
         try: tables[name], bad = _particles(f, out, options, by, write)
@@ -176,7 +167,7 @@ def survey(
         failed |= bad
     whole = [t.assign(file=name) for name, t in tables.items() if len(t)]
     particles = pd.concat(whole, ignore_index=True) if whole else pd.DataFrame(columns=['file', 'track', 'shape', 'equivalent_diameter_nm', 'border'])
-    questions = dict(shape=card['classes']) | (dict(crystallinity=[*crystals[1]['classes'], CRYSTALLINE]) if crystals else {})
+    questions = dict(shape=network.classes) | (dict(crystallinity=[*crystals.classes, CRYSTALLINE]) if crystals else {})
     _write(out, path, particles, tables, failed, questions, notes)
     return particles, failed
 
