@@ -114,13 +114,13 @@ def _train_here(a, work):  # a small network → its file
 def _check_here(a, work):  # the kept network on new particles → its file
     from nanoshape.learn.evaluate import score_text
     from nanoshape.datasets.recipes import load_recipe
-    from nanoshape.studies.experiments import check_apart, tested, waves
+    from nanoshape.studies.experiments import check_seeds_differ, tested, waves
     from nanoshape.learn.defaults import kept_network
     from nanoshape.learn.network import Network
     file = kept_network('shapes')
     network = Network.load(file)
     recipe = load_recipe(project_root()/'data/recipes/shape_study_laptop_test.yaml', structures=a.structures or 200, seed=101)
-    if network.card.recipe: check_apart(recipe.seed, network.card.recipe['seed'])
+    if network.card.recipe: check_seeds_differ(recipe.seed, network.card.recipe['seed'])
     print(f'1/3 {len(recipe)} new particles are simulated, for the network in {file} to be tested on.')
     m = tested(network.module, waves(recipe, folder=work), symmetries=network.card.symmetries)
     print(f'2/3 {score_text(m)} Chance: {m["chance"]:.1%}.')

@@ -21,16 +21,16 @@ from nanoshape.simulate.columns import with_height, with_room
 from nanoshape.learn.height_maps import (ClassLoss, HeightLoss, class_weights, frozen_pixels, height_classes,
                                          height_loaders, smoothed, train_heights)
 from nanoshape.atoms.heights import (class_scores, column_answers, fitted_temperature, heights_score, image_noise,
-                                     matched, over_discs, pixel_scores, read_columns, right_heights, said_heights,
+                                     count_matched, disc_means, pixel_scores, read_columns, right_heights, predicted_heights,
                                      temperature, true_columns)
-from nanoshape.atoms.limit import best_reader, likeliest
+from nanoshape.atoms.limit import ideal_height_reader, most_likely
 from nanoshape.simulate.microscope import intensity
 from nanoshape.simulate.multislice import exit_waves
 from nanoshape.atoms.column_lattice import (TILTED, asymmetry, check_axis, check_columns, fit_lattice, image_columns,
-                                            read_back, refusal_score)
-from nanoshape.atoms.atomic_model import rebuilt
+                                            read_simulated, refusal_score)
+from nanoshape.atoms.atomic_model import build_model
 from nanoshape.atoms.height_report import write_heights
-from nanoshape.atoms.movies import flicker, movie, movie_score, read_movie, steps, with_neighbours
+from nanoshape.atoms.movies import flicker, simulate_movie, movie_score, read_movie, change_points, forward_backward
 from nanoshape.micrographs.reading import Micrograph
 from nanoshape.datasets.recipes import load_recipe, make_recipe
 from nanoshape.datasets.samples import conditions, sample
@@ -132,8 +132,8 @@ def test_a_regression_becomes_classes():
 
 def test_who_wavers_between_heights_still_sees_a_column():
     wavers = torch.tensor([[1.5, 0, 0, 0, .9, 1.1, 1, 0, 0, 0, 0, 0], [1.5, *[-3]*11]])
-    assert wavers.argmax(1).tolist() == [0, 0] and said_heights(wavers).tolist() == [5, 0]
-    assert said_heights(wavers.T[None]).shape == (1, 2)
+    assert wavers.argmax(1).tolist() == [0, 0] and predicted_heights(wavers).tolist() == [5, 0]
+    assert predicted_heights(wavers.T[None]).shape == (1, 2)
 
 
 @pytest.mark.parametrize('symmetries', [1, 8])
@@ -162,7 +162,7 @@ def test_columns_are_read_where_they_are(store, recipe):
     scene, _ = sample(recipe, 2)
     t = column_table(scene[scene.arrays['column'] >= 0])
     metal = t[t['element'] == 58]
-    scores = over_discs(20*F.one_hot(torch.as_tensor(store.maps([2])[0].astype(np.int64)), CLASSES).movedim(-1, 0).float()[None], store.sampling)[0]
+    scores = disc_means(20*F.one_hot(torch.as_tensor(store.maps([2])[0].astype(np.int64)), CLASSES).movedim(-1, 0).float()[None], store.sampling)[0]
     found = read_columns(scores, store.sampling)
     assert len(found) == len(metal)
     far = np.linalg.norm(found[['x', 'y']].to_numpy()[:, None] - np.column_stack([metal['x'], metal['y']]), axis=-1)
@@ -172,8 +172,8 @@ def test_columns_are_read_where_they_are(store, recipe):
 
 def test_matches_are_one_to_one():
     true = pd.DataFrame(dict(x=[0., 5.], y=[0., 0.]))
-    assert matched(pd.DataFrame(dict(x=[.2, .4, 9.], y=[0., 0., 0.])), true) == 1 and matched(true, true) == 2
-    assert matched(true[:0], true) == 0
+    assert count_matched(pd.DataFrame(dict(x=[.2, .4, 9.], y=[0., 0., 0.])), true) == 1 and count_matched(true, true) == 2
+    assert count_matched(true[:0], true) == 0
     found = pd.DataFrame(dict(x=[.2, 5.3, 9.], y=[0., 0., 0.], height=[3, 4, 5]))
     assert right_heights(found, true.assign(height=[3, 5])) == .5 and right_heights(found[:0], true.assign(height=3)) == 0
 
@@ -202,15 +202,15 @@ def test_the_likeliest_is_drawn_as_often_as_theory_says():
     from scipy.stats import poisson
     a, b = 8., 13.
     edge = (b - a)/np.log(b/a)
-    said = likeliest(torch.tensor([[a], [b]], dtype=torch.float64), 0, 20000, torch_rng(1))
+    said = most_likely(torch.tensor([[a], [b]], dtype=torch.float64), 0, 20000, torch_rng(1))
     assert (said == 0).mean() == pytest.approx(poisson.cdf(np.floor(edge), a), abs=.01)
 
 
 def test_the_best_reader_needs_counts(recipe):
-    t = best_reader(recipe, 0, 2, [30, 30000], 40).groupby('dose').right.mean()
+    t = ideal_height_reader(recipe, 0, 2, [30, 30000], 40).groupby('dose').right.mean()
     assert t[30] < .8 and t[30000] > .99
     with pytest.raises(UserError, match='tilt_deg'):
-        best_reader(load_recipe(ROOT/'data/recipes/ceria_heights_tilted.yaml'), 0, 1, [100])
+        ideal_height_reader(load_recipe(ROOT/'data/recipes/ceria_heights_tilted.yaml'), 0, 1, [100])
 
 
 def test_a_stopped_training_goes_on(store, tmp_path, monkeypatch):
@@ -262,7 +262,7 @@ def places(size=30, material='CeO2', turn=.4, noise=.1, seed=0):
 @pytest.mark.parametrize('material', ['CeO2', 'Au'])
 def test_the_lattice_is_found_at_any_turn(material, turn):
     fit = fit_lattice(places(material=material, turn=turn)[0], material)
-    assert fit.on.all() and fit.scale == pytest.approx(1, abs=.01) and len(set(map(tuple, fit.sites))) == len(fit.sites)
+    assert fit.on.all() and fit.scale == pytest.approx(1, abs=.01) and len(set(map(tuple, fit.indices))) == len(fit.indices)
     check_columns(fit)
 
 
@@ -282,7 +282,7 @@ def test_wrong_materials_axes_and_noise_are_refused():
 def test_a_tilt_breaks_the_mirror_lines():
     def fitted(i, tilt):
         r = load_recipe(ROOT/'data/recipes/ceria_heights.yaml', heights=[8, 10], tilt_deg=tilt, gpts=128, out_gpts=96, box_nm=4, size_nm=2.8)
-        counts, heights = movie(r, i, 1, 1, 10000.)
+        counts, heights = simulate_movie(r, i, 1, 1, 10000.)
         fit = fit_lattice(true_columns(heights[0], r.sampling)[['x', 'y']].to_numpy())
         return replace(fit, asymmetry=asymmetry(counts[0], r.sampling, fit))
     straight, leaning = ([fitted(i, t) for i in range(4)] for t in (0, 4))
@@ -302,7 +302,7 @@ def test_a_ladder_of_columns_has_no_say_about_its_axis():
 @pytest.mark.parametrize('material', ['CeO2', 'Au'])
 def test_a_model_is_the_crystal_it_was_read_from(material):
     xy, count = places(material=material, noise=.05)
-    model = rebuilt(pd.DataFrame(dict(x=xy[:, 0], y=xy[:, 1], height=count)), fit_lattice(xy, material))
+    model = build_model(pd.DataFrame(dict(x=xy[:, 0], y=xy[:, 1], height=count)), fit_lattice(xy, material))
     assert model.arrays['measured'].sum() == count.sum()
     apart = model.get_all_distances()[np.triu_indices(len(model), 1)].min()
     assert apart > (2.1 if material == 'CeO2' else 2.6)
@@ -315,10 +315,10 @@ def test_a_model_is_the_crystal_it_was_read_from(material):
 def test_neighbouring_frames_only_help_what_stays():
     p = np.full((5, 1, 3), 1/3)
     p[0] = [.98, .01, .01]
-    assert (with_neighbours(p)[:, 0].argmax(-1) == 0).all()
+    assert (forward_backward(p)[:, 0].argmax(-1) == 0).all()
     sure = np.eye(3)[[0, 0, 2, 2, 2]][:, None]
-    assert (with_neighbours(sure)[:, 0].argmax(-1) == [0, 0, 2, 2, 2]).all() and flicker(sure.argmax(-1)) == .25
-    assert np.allclose(with_neighbours(p).sum(-1), 1)
+    assert (forward_backward(sure)[:, 0].argmax(-1) == [0, 0, 2, 2, 2]).all() and flicker(sure.argmax(-1)) == .25
+    assert np.allclose(forward_backward(p).sum(-1), 1)
 
 
 def test_forward_and_backward_are_the_sum_over_all_paths():
@@ -330,21 +330,21 @@ def test_forward_and_backward_are_the_sum_over_all_paths():
         weight = np.prod([p[f, 0, k] for f, k in enumerate(path)])*np.prod([stay if a == b else (1 - stay)/2 for a, b in zip(path, path[1:])])
         for f, k in enumerate(path):
             want[f, k] += weight
-    assert np.allclose(with_neighbours(p, stay)[:, 0], want/want.sum(1, keepdims=True))
+    assert np.allclose(forward_backward(p, stay)[:, 0], want/want.sum(1, keepdims=True))
 
 
 def test_a_step_is_dated():
     p = np.full((10, 2, 4), .05)
     p[:6, 0, 3], p[6:, 0, 2], p[:, 1, 1] = .85, .85, .85
-    t = steps(p)
+    t = change_points(p)
     assert t.loc[0, ['frame', 'before', 'after']].tolist() == [6, 4, 3] and t.gain[0] > 8 and t.gain[1] < 1e-6
 
 
 def test_a_movie_changes_once(recipe):
-    counts, maps = movie(recipe, 0, 4, 2, 1e8)
+    counts, maps = simulate_movie(recipe, 0, 4, 2, 1e8)
     off = [np.abs(a - b).mean() for a, b in zip(counts, counts[1:])]
     assert counts.shape == (4, 96, 96) and off[1] > 2*max(off[0], off[2]) and 0 < (maps[0] != maps[1]).mean()
-    _, grown = movie(recipe, 0, 2, 1, 1e3, change=1)
+    _, grown = simulate_movie(recipe, 0, 2, 1, 1e3, change=1)
     assert grown[1].sum() > grown[0].sum()
 
 
@@ -402,13 +402,13 @@ def test_an_image_without_mirror_lines_is_read_only_if_asked_for(image, tmp_path
 def test_simulated_images_and_movies_are_read_back(image, store, recipe):
     m, net, card = image
     heights = net.scores[0].argmax(0).numpy()
-    good = read_back(m.image, heights, m.sampling, net, card)
-    none = read_back(m.image, heights, m.sampling, Oracle(0*heights), card)
+    good = read_simulated(m.image, heights, m.sampling, net, card)
+    none = read_simulated(m.image, heights, m.sampling, Oracle(0*heights), card)
     assert good['right'] == 1 and not good['refused'] and none['refused'] and none['unread']
     score = refusal_score(pd.DataFrame([good, good, none]))
     assert score['n'] == 3 and score['refused'] == pytest.approx(1/3) and score['right_if_read'] == 1 and score['right_if_refused'] is None
 
-    counts, maps = movie(recipe, 4, 6, 3, 1e6)
+    counts, maps = simulate_movie(recipe, 4, 6, 3, 1e6)
     p, true = read_movie(counts, maps, 3, m.sampling, Oracle(maps[0]), card)  # never sees that anything changes
     score = movie_score(p, true, 3)
     assert 0 < score['found'] + score['accuracy'] < 1 and score['flicker'] == 0 and score['false'] == 0

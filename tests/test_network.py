@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanoshape.core import UserError, read_json
-from nanoshape.learn.evaluate import (best_observer, calibration_error, confidence_threshold, conformal_threshold,
+from nanoshape.learn.evaluate import (ideal_observer, calibration_error, confidence_threshold, conformal_threshold,
                                       fit_temperature, logits, reliability, risk_coverage, score, wilson)
 from nanoshape.learn.models import build, cnn
 from nanoshape.learn.train import Autocast, bf16_pays
@@ -264,4 +264,4 @@ def test_conformal_sets_keep_their_promise_on_average():
 
 def test_the_best_observer_of_white_noise_is_the_sum_over_pixels():
     d = np.random.default_rng(0).normal(size=(16, 16))
-    assert np.isclose(best_observer(d, 4*d.size), np.sqrt((d**2).sum())/2)
+    assert np.isclose(ideal_observer(d, 4*d.size), np.sqrt((d**2).sum())/2)

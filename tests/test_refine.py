@@ -16,12 +16,12 @@ from nanoshape.simulate.microscope import changed, expose, intensity
 from nanoshape.simulate.multislice import exit_waves
 from nanoshape.micrographs.reading import Micrograph
 from nanoshape.atoms.column_lattice import fit_lattice
-from nanoshape.atoms.atomic_model import lattice_columns, rebuilt, stacked
+from nanoshape.atoms.atomic_model import column_sites, build_model, build_atoms
 from nanoshape.atoms.height_report import write_heights
 from nanoshape.datasets.recipes import load_recipe
 from nanoshape.datasets.samples import conditions, sample, truth_map
-from nanoshape.atoms.refine import (Guess, card_microscope, focused, mixed, optics, refined, refined_answers,
-                                    refined_columns, refined_score, settled, view)
+from nanoshape.atoms.refine import (Guess, trained_microscope, best_focus, posterior, optics, refined, refined_answers,
+                                    refined_columns, refined_score, fit_conditions, view)
 from nanoshape.learn.network import load_model
 from oracle import Oracle
 
@@ -53,11 +53,11 @@ def test_conditions_come_back(crystal, card):
     true = true_columns(heights, card['sampling'])
     fit = fit_lattice(true[['x', 'y']])
     fit = replace(fit, origin=fit.origin + [.12, -.08])
-    places = lattice_columns(fit, edge=True)
-    v = view(image, card['sampling'], places, true.height, card_microscope(card))
-    start = focused(v, places, Guess(true.height.to_numpy(), np.ones(places.edge.sum(), bool)))
+    sites = column_sites(fit, edge=True)
+    v = view(image, card['sampling'], sites, true.height, trained_microscope(card))
+    start = best_focus(v, sites, Guess(true.height.to_numpy(), np.ones(sites.edge.sum(), bool)))
     assert abs(start.defocus - 4*NM) <= 1*NM
-    g = settled(v, places, start, rounds=6)
+    g = fit_conditions(v, sites, start, rounds=6)
     assert g.misfit < start.misfit and abs(g.defocus - 4*NM) < .8*NM and g.misfit/len(v.y) < 1.5
     assert np.allclose(g.moved[:, 0], [-.12, .08], atol=.06)
 
@@ -69,10 +69,10 @@ def test_a_tilt_is_found_with_its_sign(leaning):
     assert np.degrees(np.linalg.norm(toward)) == pytest.approx(2, abs=.01)
     tried = []
     for swapped in (False, True):
-        places = lattice_columns(fit_lattice(true[['x', 'y']]), swapped, edge=True)
-        v = view(image, recipe.sampling, places, true.height, card_microscope(dict(energy_kev=300, optics=optics(recipe))))
-        start = Guess(true.height.to_numpy(), np.zeros(places.edge.sum(), bool), defocus=4*NM)
-        tried += [settled(v, places, replace(start, tilt=k*toward), rounds=8) for k in (.6, -.6)]
+        sites = column_sites(fit_lattice(true[['x', 'y']]), swapped, edge=True)
+        v = view(image, recipe.sampling, sites, true.height, trained_microscope(dict(energy_kev=300, optics=optics(recipe))))
+        start = Guess(true.height.to_numpy(), np.zeros(sites.edge.sum(), bool), defocus=4*NM)
+        tried += [fit_conditions(v, sites, replace(start, tilt=k*toward), rounds=8) for k in (.6, -.6)]
     assert np.linalg.norm(min(tried, key=lambda g: g.misfit).tilt - toward) < .2*np.radians(2)
 
 
@@ -82,7 +82,7 @@ def test_a_tilt_and_which_rows_are_higher_are_found_from_nothing(leaning, card):
     columns, fit = refined_columns(Micrograph(image, card['sampling'], 'crystal'), Oracle(heights), card)
     found, (scene, _) = fit.simulated, sample(recipe, 3)
     assert np.linalg.norm(np.radians([found[f'tilt_about_{k}_deg'] for k in 'xy']) - toward) < .2*np.radians(2)
-    true, model = scene[scene.symbols == 'Ce'], rebuilt(columns, fit)
+    true, model = scene[scene.symbols == 'Ce'], build_model(columns, fit)
     level = lambda a: np.array([a.positions[a.arrays['column'] == k, 2].max() for k in np.unique(a.arrays['column']) if k >= 0])
     at = lambda a: np.array([a.positions[a.arrays['column'] == k, :2].mean(0) for k in np.unique(a.arrays['column']) if k >= 0])
     measured = model[model.arrays['measured']]
@@ -105,23 +105,23 @@ def test_pixels_of_other_sizes_make_no_difference(coarser, crystal, recipe, card
 
 
 def test_no_height_is_counted_twice():
-    """At the fewest and the most atoms there is no atom less, no atom more."""
-    guess = Guess(np.array([1, refine.MOST, 5]), np.zeros(0, bool))
-    said = refine.word(np.full((3, 11), 1/11), (1, refine.MOST))
+    """At the fewest and the most atoms present is no atom less, no atom more."""
+    guess = Guess(np.array([1, refine.MAX_ATOMS, 5]), np.zeros(0, bool))
+    said = refine.log_prior(np.full((3, 11), 1/11), (1, refine.MAX_ATOMS))
     log_p = np.stack([refine._of(said[1], guess.heights + d) for d in (-1, 0, 1)])
-    p = mixed([(0., guess, log_p)])
+    p = posterior([(0., guess, log_p)])
     assert np.allclose(p.sum(1), 1) and np.allclose([p[0, 0], p[0, 1], p[1, -2], p[1, -1]], .5) and np.allclose(p[2, 3:6], 1/3)
 
 
 def test_what_a_network_says_of_a_crystal_that_it_reads_too_low():
     p = np.full((9, 11), .02); p[:, 4] = .8  # five atoms everywhere
-    said = refine.word(p, (3, 10))
-    assert said.shape == (3, 9, refine.MOST)
+    said = refine.log_prior(p, (3, 10))
+    assert said.shape == (3, 9, refine.MAX_ATOMS)
     total = lambda h: np.exp(refine._agreed(said, np.full(9, h)))
     assert (total(6).argmax(), total(5).argmax(), total(4).argmax()) == (0, 1, 2)
-    assert total(6).sum() == pytest.approx(total(5).sum()*refine.AMISS/(1 - 2*refine.AMISS), rel=1e-3)
+    assert total(6).sum() == pytest.approx(total(5).sum()*refine.OFFSET_PROBABILITY/(1 - 2*refine.OFFSET_PROBABILITY), rel=1e-3)
     assert total(6).sum() > 100*total(7).sum()
-    assert (said[1, :, 11] == said[1, :, 9] - refine.OUTSIDE).all()
+    assert (said[1, :, 11] == said[1, :, 9] - refine.UNTRAINED_PENALTY).all()
 
 
 @pytest.fixture(scope='module')
@@ -208,12 +208,12 @@ def test_columns_beside_the_lattice_keep_their_heights(crystal, card, monkeypatc
 def test_a_crystals_other_columns_stand_where_the_lattice_has_them(crystal, card):
     true = true_columns(crystal[1], card['sampling'])
     fit = fit_lattice(true[['x', 'y']])
-    inner, outer, other = lattice_columns(fit), lattice_columns(fit, edge=True), lattice_columns(fit, swapped=True)
+    inner, outer, other = column_sites(fit), column_sites(fit, edge=True), column_sites(fit, swapped=True)
     assert not inner.edge.any() and outer.edge.any() and (outer.symbol[outer.edge] == 'O').all() and len(outer.xy) == len(inner.xy) + outer.edge.sum()
-    assert np.allclose(abs(inner.depth - other.depth), inner.spacing/2) and (inner.around == other.around).all()
+    assert np.allclose(abs(inner.depth - other.depth), inner.spacing/2) and (inner.neighbours == other.neighbours).all()
     none, some = np.zeros(outer.edge.sum(), bool), np.arange(outer.edge.sum()) == 1
     h = true.height.to_numpy()
-    assert len(stacked(outer, h, none)) == len(stacked(inner, h)) == len(rebuilt(true, fit)) < len(stacked(outer, h, some)) < len(stacked(outer, h))
+    assert len(build_atoms(outer, h, none)) == len(build_atoms(inner, h)) == len(build_model(true, fit)) < len(build_atoms(outer, h, some)) < len(build_atoms(outer, h))
 
 
 @pytest.mark.parametrize('material, recipe', [('CeO2', 'ceria_heights'), ('Au', 'gold_heights')])

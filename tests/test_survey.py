@@ -14,7 +14,7 @@ from nanoshape import survey as room
 from nanoshape.cli import main
 from nanoshape.core import UserError
 from nanoshape.learn.models import build
-from nanoshape.micrographs.survey import (answer_counts, each_once, lognormal_fit, micrograph_files, pixel_size,
+from nanoshape.micrographs.survey import (answer_counts, one_row_per_particle, lognormal_fit, micrograph_files, pixel_size,
                                           survey, tracks)
 from nanoshape.learn.network import save_model
 
@@ -119,7 +119,7 @@ def test_an_image_of_a_movie_that_is_blank_is_named_and_the_others_count(tmp_pat
 def test_a_movie_of_two_particles_has_two_particles(tmp_path, grey):
     tifffile.imwrite(tmp_path/'m.tif', np.stack([grey]*12), imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
     particles, _ = survey(tmp_path/'m.tif', Coin(), CARD, tmp_path/'out')
-    assert len(particles) == 24 and len(each_once(particles)) == 2 and pd.read_csv(tmp_path/'out/shapes.csv').n.sum() == 2
+    assert len(particles) == 24 and len(one_row_per_particle(particles)) == 2 and pd.read_csv(tmp_path/'out/shapes.csv').n.sum() == 2
     assert '1 micrographs, 2 particles' in (tmp_path/'out/report.html').read_text()
 
 
@@ -221,7 +221,7 @@ def test_sizes_and_counts():
 def test_a_particle_seen_often_has_one_crystallinity():
     seen = pd.DataFrame(dict(file='m', track=[1, 1, 1, 2], shape='cube', crystallinity=['crystalline', 'undetermined', 'crystalline', None],
                              equivalent_diameter_nm=4., border=False))
-    once = each_once(seen)
+    once = one_row_per_particle(seen)
     assert once.crystallinity.tolist() == ['crystalline', 'undetermined'] and once['shape'].tolist() == ['cube']*2
     t = answer_counts(once, ['amorphous', 'crystalline'], 'crystallinity')
     assert t.crystallinity.tolist() == ['amorphous', 'crystalline', 'undetermined'] and t.n.tolist() == [0, 1, 1]

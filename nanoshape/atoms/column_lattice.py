@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'ON', 'FEWEST', 'SHARE', 'STRAIN', 'GRID', 'FINEST', 'HALVES', 'TILTED', 'OFF_AXIS', 'LatticeFit',
-           'fit_lattice', 'check_columns', 'asymmetry', 'check_axis', 'recorded_finest', 'image_columns', 'read_back',
-           'refusal_score']
+           'fit_lattice', 'check_columns', 'asymmetry', 'check_axis', 'recorded_finest', 'image_columns',
+           'read_simulated', 'refusal_score']
 
 # %% ../../nbs/atoms/02_column_lattice.ipynb #02733162
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ from scipy.ndimage import map_coordinates
 from ..core import NM, rng, UserError
 from ..simulate.orientations import axis_angle
 from ..simulate.columns import zone
-from ..datasets.batches import dihedral, relative_input, turned_back
+from ..datasets.batches import dihedral, relative_input, undo_dihedral
 from ..learn.evaluate import wilson
 from ..learn.network import Card, Network, temperature_at
 from ..micrographs.reading import Micrograph, resampled
 from ..micrographs.detection import in_tiles
-from .heights import (class_scores, image_noise, over_discs, read_columns, right_heights, true_columns)
+from .heights import (class_scores, image_noise, disc_means, read_columns, right_heights, true_columns)
 
 # %% ../../nbs/atoms/02_column_lattice.ipynb #43c0d180
 SCALES = np.geomspace(.7, 1.45, 60)  # of the lattice constant, that are tried
@@ -29,13 +29,13 @@ ON = .6  # Å from its site, for a column to belong to the lattice
 
 @dataclass(frozen=True)
 class LatticeFit:
-    """Where columns lie: `vectors` (2, 2), primitive, Å, `origin` (2,), `sites` (n, 2) whole numbers, `off` (n,) Å, `scale` against the known
+    """Where columns lie: `vectors` (2, 2), primitive, Å, `origin` (2,), `indices` (n, 2) of the lattice points, `off` (n,) Å, `scale` against the known
     lattice, its `asymmetry`, and the conditions `simulated` where heights were compared with simulated images."""
     material: str
     axis: str
     vectors: np.ndarray
     origin: np.ndarray
-    sites: np.ndarray
+    indices: np.ndarray
     off: np.ndarray
     scale: float
     asymmetry: float = float('nan')
@@ -108,7 +108,7 @@ GRID, FINEST, HALVES, TILTED = 16, 1.2, 20, .005  # points along the cell's side
 _WAVES = np.stack(np.meshgrid(*[np.fft.fftfreq(GRID, 1/GRID)]*2, indexing='ij'), -1)  # of a cell, whole numbers
 
 def _cells(image, sampling, fit):  # (n, GRID, GRID): Fourier coefficients of the cell at each site that has its neighbours, but for two at most
-    sites, around = {*map(tuple, fit.sites[fit.on].tolist())}, np.indices((3, 3)).reshape(2, -1).T - 1
+    sites, around = {*map(tuple, fit.indices[fit.on].tolist())}, np.indices((3, 3)).reshape(2, -1).T - 1
     inner = [s for s in sorted(sites) if sum((s[0] + a, s[1] + b) in sites for a, b in around) >= 7]
     within = np.moveaxis(np.indices((GRID, GRID)), 0, -1)/GRID
     at = (np.reshape(inner, (-1, 1, 1, 2)) + within)@fit.vectors + fit.origin
@@ -167,9 +167,9 @@ def image_columns(
         raise UserError(f'{m.name}: {m.sampling/NM:.3g} nm per pixel are too coarse to tell columns: at most {1.25*card.sampling/NM:.3g} will do')
     image = torch.from_numpy(resampled(m.image, m.sampling, card.sampling))
     x, n = relative_input(image[None])[0, 0], len(card.classes)
-    one = lambda k: turned_back(torch.from_numpy(in_tiles(dihedral(x, k).contiguous().numpy(), network.module)), k)
+    one = lambda k: undo_dihedral(torch.from_numpy(in_tiles(dihedral(x, k).contiguous().numpy(), network.module)), k)
     scores = sum(map(one, range(card.symmetries)))/card.symmetries
-    scores = over_discs(class_scores(scores[None], n), card.sampling)[0]
+    scores = disc_means(class_scores(scores[None], n), card.sampling)[0]
     noise = float(image_noise(x[None, None], recorded_finest(m, card)))
     t = (card.temperature_tilted or card.temperature) if tilted else temperature_at(card, noise)
     columns = read_columns(scores, card.sampling, t)
@@ -182,7 +182,7 @@ def image_columns(
     return columns.assign(off=fit.off, on_lattice=fit.on), fit
 
 # %% ../../nbs/atoms/02_column_lattice.ipynb #a42c5869
-def read_back(
+def read_simulated(
     image:np.ndarray,  # (y, x)
     heights:np.ndarray,  # (y, x), its truth map
     sampling:float,  # Å per pixel
@@ -198,7 +198,7 @@ def read_back(
 
 # %% ../../nbs/atoms/02_column_lattice.ipynb #638fd598
 def refusal_score(
-    t:pd.DataFrame,  # rows from `read_back`
+    t:pd.DataFrame,  # rows from `read_simulated`
 )->dict:  # plain values, for JSON
     """Shares of unread and refused images (with its 95 % Wilson interval); mean asymmetry; right heights of all, of read and of refused ones, and
     the mean confidence of those."""

@@ -17,7 +17,7 @@ from ..learn.network import Network
 from ..micrographs.reading import Micrograph
 from ..micrographs.report import DPI, html_page, png_url
 from .column_lattice import OFF_AXIS, image_columns, LatticeFit, TILTED
-from .atomic_model import plot_model, rebuilt
+from .atomic_model import plot_model, build_model
 
 # %% ../../nbs/atoms/04_height_report.ipynb #6932a76e
 def show_columns(
@@ -87,7 +87,7 @@ def write_heights(
     "Read an image's columns and write columns.csv, model.xyz (extended XYZ, Å), heights.png, model.png, run.json and report.html."
     use_style()
     columns, fit = read(m, network, tilted)
-    atoms, text = rebuilt(columns, fit), summarise_heights(m, columns, fit)
+    atoms, text = build_model(columns, fit), summarise_heights(m, columns, fit)
     atoms.info['note'] = 'metal columns measured, flat exit side assumed; where measured is F, assumed from the lattice'
     pngs = [as_png(ax.figure, DPI) for ax in (show_columns(m, columns), plot_model(atoms))]
     pics, table = _pictures(*pngs), columns[[k for k in columns if not k.startswith('p_')]].round(3)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLIP', 'CONTRAST', 'LOOSE', 'KEEP_IN_MEMORY', 'CARD', 'network_input', 'relative_input', 'cut_out', 'distances',
            'loosened', 'split_by_structure', 'check_split', 'frozen_images', 'pairs', 'frozen_set', 'frozen_inputs',
-           'dihedral', 'turned_back', 'moved', 'fresh_images', 'next_epoch', 'WaveLoader', 'FrozenLoader',
+           'dihedral', 'undo_dihedral', 'moved', 'fresh_images', 'next_epoch', 'WaveLoader', 'FrozenLoader',
            'class_index', 'dataloaders', 'eight_bits', 'save_images', 'plot_card', 'write_card']
 
 # %% ../../nbs/datasets/03_batches.ipynb #54e4829c
@@ -176,7 +176,7 @@ def dihedral(
     image = torch.rot90(image, k % 4, (-2, -1))
     return image.transpose(-2, -1) if k > 3 else image
 
-def turned_back(
+def undo_dihedral(
     image:torch.Tensor,  # (..., y, x), square
     k:int,  # 0 … 7
 )->torch.Tensor:

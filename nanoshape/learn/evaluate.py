@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logits', 'wilson', 'cluster_interval', 'score', 'score_text', 'fit_temperature', 'fit_temperature_power',
            'confidence_threshold', 'reliability', 'calibration_error', 'risk_coverage', 'conformal_threshold',
-           'prediction_sets', 'numbers_score', 'best_observer', 'best_observer_anywhere']
+           'prediction_sets', 'numbers_score', 'ideal_observer', 'ideal_observer_any_shift']
 
 # %% ../../nbs/learn/02_evaluate.ipynb #74e0e736
 from collections.abc import Sequence
@@ -195,7 +195,7 @@ def numbers_score(
     return score(y[test], probs, classes)
 
 # %% ../../nbs/learn/02_evaluate.ipynb #1035090c
-def best_observer(
+def ideal_observer(
     difference,  # of two noise-free images (y, x), in counts
     noise,  # power spectrum (y, x) of what is on top, in the order of numpy's FFT, or one number: mean of |F(noise)|²
 )->float:  # d′
@@ -203,9 +203,9 @@ def best_observer(
     return float(np.sqrt((np.abs(np.fft.fft2(np.asarray(difference, float)))**2/np.asarray(noise, float)).sum()))
 
 # %% ../../nbs/learn/02_evaluate.ipynb #c1a5bda3
-def best_observer_anywhere(
+def ideal_observer_any_shift(
     a, b,  # two noise-free images (y, x), in counts
-    noise,  # as for `best_observer`, an array; inf where a frequency shall not count
+    noise,  # as for `ideal_observer`, an array; inf where a frequency shall not count
     finer:int=4,  # steps of a pixel
 )->float:  # d′
     "The least detectability of a against b over all shifts of b, around the edges."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALPHA', 'LOWEST', 'HIGHEST', 'FAINT', 'PLANES', 'AXES', 'WINDOW', 'SPREAD', 'RINGS', 'STRAY', 'OVERLAP', 'MARGIN',
            'BINNINGS', 'RING_WINDOW', 'LOWEST_RING', 'TOPS', 'RINGS_BELIEVED', 'FOCI', 'FEWEST', 'Spots', 'excess',
-           'find_spots', 'indexed', 'spots_everywhere', 'calibrate', 'film_focus']
+           'find_spots', 'indexed', 'spots_in_windows', 'calibrate', 'film_focus']
 
 # %% ../../nbs/micrographs/02_lattice.ipynb #b23d1024
 from collections.abc import Iterable
@@ -111,7 +111,7 @@ def indexed(
 # %% ../../nbs/micrographs/02_lattice.ipynb #d929219e
 WINDOW = 96  # pixels
 
-def spots_everywhere(
+def spots_in_windows(
     image:np.ndarray,  # (y, x)
     window:int=WINDOW,  # pixels
 )->tuple[np.ndarray,np.ndarray]:  # (n, 2) g in cycles per pixel; (n, 2) corner (y, x) of the window that shows it
@@ -167,7 +167,7 @@ def calibrate(
 )->dict:  # `sampling` and its standard `error` (Å per pixel), `spots` (plane → windows), `zones` (windows), `header` (its pixel over the true one)
     "The pixel size from the lattice of fcc particles. Raises `UserError` where neither angles nor rings decide it."
     ms = [micrographs] if isinstance(micrographs, Micrograph) else micrographs
-    looked = [(m.name, m.sampling, [spots_everywhere(_binned(m.image, k)) for k in BINNINGS]) for m in ms]
+    looked = [(m.name, m.sampling, [spots_in_windows(_binned(m.image, k)) for k in BINNINGS]) for m in ms]
     if not looked: raise UserError('there is no micrograph that could be read, so no lattice to take the pixel size from: give it with --pixel-size')
     names, headers, parts = zip(*looked)
     for binning, some in zip(BINNINGS, zip(*parts)):

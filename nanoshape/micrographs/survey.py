@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ONE_MAGNIFICATION', 'REACH', 'QUESTIONS', 'micrograph_files', 'pixel_size', 'tracks', 'survey', 'lognormal_fit',
-           'plot_sizes', 'answer_counts', 'plot_answers', 'each_once', 'summarise_folder']
+           'plot_sizes', 'answer_counts', 'plot_answers', 'one_row_per_particle', 'summarise_folder']
 
 # %% ../../nbs/micrographs/05_survey.ipynb #b2529f83
 from collections.abc import Sequence
@@ -229,7 +229,7 @@ def plot_answers(
     return ax
 
 # %% ../../nbs/micrographs/05_survey.ipynb #b5ec6094
-def each_once(
+def one_row_per_particle(
     particles:pd.DataFrame,  # from `survey`
 )->pd.DataFrame:  # one row per file and track: `shape`, `crystallinity` if it was asked, `equivalent_diameter_nm`, `border` (in every image)
     "Particles rather than sightings of them."
@@ -256,7 +256,7 @@ _FOLDER_PAGE = PAGE_HEAD + '''<h1>{{ name }}</h1><p>{{ summary }}</p>{% for n in
 
 # %% ../../nbs/micrographs/05_survey.ipynb #b9cf00a6
 def _file_row(name, t):
-    link, t = quote(f'{name}/report.html' if t.attrs['images'] == 1 else f'{name}/'), each_once(t.assign(file=name))
+    link, t = quote(f'{name}/report.html' if t.attrs['images'] == 1 else f'{name}/'), one_row_per_particle(t.assign(file=name))
     known, whole = t[t['shape'] != UNKNOWN]['shape'].value_counts(), t[~t.border.astype(bool)]
     return dict(name=name, link=link, n=len(t), d=f'{whole.equivalent_diameter_nm.median():.2f}' if len(whole) else '',
                 shapes=', '.join(f'{n} {c}' for c, n in known.items()) or 'none determined')
@@ -268,7 +268,7 @@ def summarise_folder(
     failed:int,  # files, or frames of them, that could not be
 )->str:
     "One sentence on what was found."
-    particles = each_once(particles)
+    particles = one_row_per_particle(particles)
     whole = particles[~particles.border.astype(bool)].equivalent_diameter_nm
     size = f', median diameter {whole.median():.2f} nm' if len(whole) else ''
     bad = f'; {failed} files or frames could not be analysed' if failed else ''
@@ -276,7 +276,7 @@ def summarise_folder(
 
 # %% ../../nbs/micrographs/05_survey.ipynb #30a7d783
 def _write(out, path, particles, tables, failed, questions, notes):  # what belongs to all files
-    once = each_once(particles)
+    once = one_row_per_particle(particles)
     whole = once[~once.border.astype(bool)].equivalent_diameter_nm.astype(float)
     counts, pictures = {q: answer_counts(once, classes, q) for q, classes in questions.items() if q in once}, []
     if len(whole): pictures.append(dict(title='Sizes', src=picture(plot_sizes(whole).figure), alt='histogram of diameters with a log-normal curve'))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TILE', 'TILE_PIXEL_NM', 'TILE_NOTE', 'SIMULATED_NOTE', 'waves', 'feret_range_nm', 'fringe_floor', 'noise_ceiling',
-           'image_logits', 'check_apart', 'train_and_test', 'subset', 'trained', 'tested', 'predictions',
+           'image_logits', 'check_seeds_differ', 'train_and_test', 'subset', 'trained', 'tested', 'predictions',
            'write_scores', 'detector', 'detections', 'simulated_micrograph', 'sample_micrograph']
 
 # %% ../../nbs/studies/00_experiments.ipynb #5382d5a0
@@ -95,7 +95,7 @@ def _scored(model, store, items, symmetries, cut=None):  # logits and classes of
     return image_logits(model, store, items, symmetries, cut), class_index(store.labels, store.recipe.classes)[items[:, 0]]
 
 # %% ../../nbs/studies/00_experiments.ipynb #17f0f384
-def check_apart(
+def check_seeds_differ(
     train:int, test:int,  # seeds of two recipes
 ):
     "Raises `UserError` if two recipes have the same seed, and with it the same particles: one cannot test the other."
@@ -122,7 +122,7 @@ def train_and_test(
         if (done := read_json(out/'metrics.json'))['params'] != params:
             raise UserError(f'{out} holds a run with other parameters: choose another folder, or delete it')
         return done
-    if test: check_apart(recipe.seed, test.seed)
+    if test: check_seeds_differ(recipe.seed, test.seed)
     out.mkdir(parents=True, exist_ok=True)
     store = waves(recipe, workers, folder or out/'waves')
     held = waves(test, workers, folder or out/'waves') if test else store
