@@ -13,7 +13,7 @@ from .core import NM, UserError, check_replaceable, project_root, read_json, run
 # %% ../nbs/02_cli.ipynb #75a3526f
 def _check_out(out, image=None, marker='run.json', key=None):  # a results folder must not swallow its own input, nor anything but older results
     if image is not None and Path(image).resolve().is_relative_to(Path(out).resolve()):
-        raise UserError(f'{image} lies inside the results folder {out}, which would be replaced: choose another with --out')
+        raise UserError(f'{image} lies inside the results folder {out}: choose another with --out')
     check_replaceable(out, marker)
     there = next(p for p in Path(out).absolute().parents if p.exists())
     if not os.access(there, os.W_OK): raise UserError(f'nothing can be written to {there}: choose another folder with --out')
@@ -293,6 +293,12 @@ def _store_commands(sub):
     e.add_argument('--to', choices=('hdf5', 'npz'), default='hdf5', help='kind of file (default: hdf5); npz takes up to 2 GB')
     e.set_defaults(run=export)
 
+# %% ../nbs/02_cli.ipynb #d334e321
+_show = warnings.showwarning
+def _warned(text, category, *where, **kwargs):  # what a person should know comes as a sentence, without a path in the code
+    if category is UserWarning: print(f'nanoshape: {text}', file=sys.stderr)
+    else: _show(text, category, *where, **kwargs)
+
 # %% ../nbs/02_cli.ipynb #73416fec
 def main(
     argv:list[str]|None=None,  # default: the command line
@@ -300,6 +306,7 @@ def main(
     "Entry point of the command `nanoshape`."
     warnings.filterwarnings('ignore', category=FutureWarning)
     warnings.filterwarnings('ignore', category=DeprecationWarning)
+    warnings.showwarning = _warned
     a = parser().parse_args(argv)
     try: return a.run(a) or 0
     except UserError as e:

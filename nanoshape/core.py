@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NM', 'UserError', 'project_root', 'shared_data', 'runs_folder', 'rng', 'torch_rng', 'seed_everything',
-           'default_device', 'whole_file', 'check_replaceable', 'whole_folder', 'write_json', 'read_json', 'read_yaml',
-           'provenance']
+           'default_device', 'whole_file', 'write_json', 'read_json', 'read_yaml', 'checksum', 'own_files',
+           'check_replaceable', 'result_folder', 'start_results', 'commit', 'provenance']
 
 # %% ../nbs/00_core.ipynb #a9d2c96f
-import json, os, shutil, subprocess, sys, zlib
+import hashlib, json, os, shutil, subprocess, sys, warnings, zlib
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,6 +51,7 @@ def runs_folder()->Path:
 # %% ../nbs/00_core.ipynb #e034a77b
 def _key(k): return zlib.crc32(k.encode()) if isinstance(k, str) else int(k)
 
+# %% ../nbs/00_core.ipynb #8a770a9b
 def rng(
     seed:int,  # the recipe's or the run's seed
     *keys:int|str,  # what the numbers are for, e.g. `'particle', 17`
@@ -95,34 +96,6 @@ def whole_file(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #d750a929
-def check_replaceable(
-    path:str|Path,  # a results folder, which may exist
-    marker:str='run.json',  # file that every results folder holds: how an older one is recognised
-):
-    "Raises `UserError` if `path` exists and is neither an empty folder nor an older result."
-    path = Path(path)
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path/marker).is_file())):
-        raise UserError(f'{path} exists and holds other things than results of nanoshape: choose another folder')
-
-# %% ../nbs/00_core.ipynb #bc004130
-@contextmanager
-def whole_folder(
-    path:str|Path,  # final name
-):
-    "Yields a fresh folder beside `path`, which takes its place if the block succeeds and vanishes if it fails. Checks with `check_replaceable`."
-    path = Path(path).absolute()
-    check_replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp, old = (path.with_name(f'.{path.name}.{os.getpid()}.{s}') for s in ('tmp', 'old'))
-    tmp.mkdir()
-    try:
-        yield tmp
-        if path.exists(): os.replace(path, old)
-        os.replace(tmp, path)
-    finally:
-        for p in (tmp, old): shutil.rmtree(p, ignore_errors=True)
-
 # %% ../nbs/00_core.ipynb #5886d29e
 def write_json(
     path:str|Path,  # where to
@@ -152,16 +125,118 @@ def read_yaml(
     if not isinstance(d, dict): raise UserError(f'{path} must hold `key: value` lines')
     return d
 
-# %% ../nbs/00_core.ipynb #0f2f37da
-_PACKAGES = ('nanoshape', 'torch', 'fastai', 'abtem', 'ase', 'numpy', 'scikit-image')
+# %% ../nbs/00_core.ipynb #41c8a946
+def checksum(path:str|Path)->str:  # SHA-256
+    "What tells a file's contents from others."
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
+# %% ../nbs/00_core.ipynb #18262946
+def own_files(
+    folder:str|Path,
+    record:str='run.json',  # name of the folder's record
+)->dict[str,set]|None:  # file, relative to the folder → checksums that it may have; None: not a result of ours
+    "The files that nanoshape wrote into a folder, as its record lists them."
+    try: r = read_json(Path(folder)/record)
+    except UserError: return None
+    if not isinstance(r, dict) or r.get('made_by') != 'nanoshape' or not isinstance(r.get('files'), dict): return None
+    out = {name: {s} for name, s in r['files'].items()}
+    for name, sums in r.get('earlier', {}).items(): out.setdefault(name, set()).update(sums)
+    return out
+
+# %% ../nbs/00_core.ipynb #94e0e0e9
+def check_replaceable(
+    path:str|Path,  # a results folder, which may exist
+    record:str='run.json',  # name of its record
+):
+    "Raises `UserError` if `path` exists and is neither an empty folder nor a result of nanoshape."
+    path = Path(path)
+    if not path.exists() or path.is_dir() and (not any(path.iterdir()) or own_files(path, record) is not None): return
+    older = f', or is a result of nanoshape before 0.2, whose {record} lists no files' if (path/record).is_file() else ''
+    raise UserError(f'{path} exists and holds other things than results of nanoshape{older}: choose another folder')
+
+# %% ../nbs/00_core.ipynb #3f205096
+def _set_aside(path):  # a file that a person has changed keeps its contents under another name
+    free = (path.with_name(f'{path.stem}.edited{k or ""}{path.suffix}') for k in range(10**6))
+    aside = next(p for p in free if not p.exists())
+    os.replace(path, aside)
+    warnings.warn(f'{path} was changed after nanoshape wrote it, and is kept as {aside.name}', stacklevel=2)
+
+# %% ../nbs/00_core.ipynb #8930362c
+def _take_place(new, path, known):  # a finished file moves to its final name
+    if path.is_dir(): raise UserError(f'{path} is a folder where a file has to go: rename it')
+    if path.exists() and checksum(path) not in known: _set_aside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(new, path)
+def _drop(path, known):  # a file of an earlier run, unless a person has changed it
+    if path.is_file() and checksum(path) in known: path.unlink()
+
+# %% ../nbs/00_core.ipynb #77377bef
+def _finished_record(tmp, record):  # what the run wrote down of itself, with its files
+    files = {p.relative_to(tmp).as_posix(): checksum(p) for p in sorted(tmp.rglob('*')) if p.is_file() and p != tmp/record}
+    return (read_json(tmp/record) if (tmp/record).is_file() else {}) | dict(made_by='nanoshape', finished=True, files=files)
+
+# %% ../nbs/00_core.ipynb #9b815880
+def _publish(tmp, path, record):  # a new folder appears at once; in an older one, own files are replaced one by one
+    made = _finished_record(tmp, record)
+    if not path.exists():
+        write_json(tmp/record, made); os.replace(tmp, path)
+        return
+    known, before = own_files(path, record) or {}, read_json(path/record) if (path/record).is_file() else {}
+    earlier = {name: sorted(sums) for name, sums in known.items()}
+    write_json(path/record, before | dict(made, finished=False, earlier=earlier))
+    for name in made['files']: _take_place(tmp/name, path/name, known.get(name, ()))
+    for name in known.keys() - made['files'].keys(): _drop(path/name, known[name])
+    write_json(path/record, made)
+
+# %% ../nbs/00_core.ipynb #a1b3a939
+@contextmanager
+def result_folder(
+    path:str|Path,  # final name
+    record:str='run.json',  # file in it that says what the run was
+):
+    """Yields a fresh folder; if the block succeeds its files replace those of an earlier run in `path`, and nothing else there. If it fails nothing
+    changes. Checks with `check_replaceable`."""
+    path = Path(path).absolute()
+    check_replaceable(path, record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    shutil.rmtree(tmp, ignore_errors=True)  # of a dead process with the same number
+    tmp.mkdir()
+    try:
+        yield tmp
+        _publish(tmp, path, record)
+    finally: shutil.rmtree(tmp, ignore_errors=True)
+
+# %% ../nbs/00_core.ipynb #753d7cfc
+def start_results(
+    folder:str|Path,  # where results will appear bit by bit
+    record:str,  # name of its record
+    **what,  # what is known of the run already
+):
+    "Make a folder of results, or take up an older one, and say in its record that it is not finished. Checks with `check_replaceable`."
+    check_replaceable(folder, record)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    before = read_json(Path(folder)/record) if own_files(folder, record) is not None else dict(files={})
+    write_json(Path(folder)/record, before | dict(what, made_by='nanoshape', finished=False))
+
+# %% ../nbs/00_core.ipynb #0f2f37da
+def _git(*args):  # what git says of the checkout, '' where it says nothing
+    try: return subprocess.run(['git', *args], cwd=project_root(), capture_output=True, text=True, timeout=10).stdout.strip()
+    except (UserError, OSError, subprocess.SubprocessError): return ''
+def commit()->str:
+    "The commit of the checkout, or `unrecorded` and why no commit says what code this is."
+    head = _git('rev-parse', '--short', 'HEAD')
+    if not head: return 'unrecorded (not in a git checkout)'
+    if _git('status', '--porcelain', '--untracked-files=no', '--', '.', ':!data/results'): return f'unrecorded (changed since {head})'
+    on = _git('branch', '--all', '--contains', 'HEAD', '--format=%(refname)').split()
+    if not any(b.endswith('/main') for b in on): return f'unrecorded ({head} is not on main)'
+    return head
+
+# %% ../nbs/00_core.ipynb #81a43e31
+_PACKAGES = ('nanoshape', 'torch', 'fastai', 'abtem', 'ase', 'numpy', 'scikit-image')
 def _version(name):
     try: return version(name)
     except PackageNotFoundError: return None
-
 def provenance()->dict:
-    "Python and package versions, and the checkout's commit (`-dirty` if changed since; `None` outside git)."
-    command = ['git', 'describe', '--always', '--dirty', '--exclude=*']
-    try: git = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, timeout=10).stdout.strip()
-    except (UserError, OSError, subprocess.SubprocessError): git = ''
-    return dict(commit=git or None, python=sys.version.split()[0], **{p: _version(p) for p in _PACKAGES})
+    "The commit (see `commit`), and the versions of Python and of the packages that decide results."
+    return dict(commit=commit(), python=sys.version.split()[0], **{p: _version(p) for p in _PACKAGES})
