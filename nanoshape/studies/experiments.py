@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TILE', 'TILE_PIXEL_NM', 'TILE_NOTE', 'SIMULATED_NOTE', 'waves', 'feret_range_nm', 'fringe_floor', 'noise_ceiling',
-           'image_logits', 'check_seeds_differ', 'train_and_test', 'subset', 'trained', 'tested', 'predictions',
-           'write_scores', 'detector', 'detections', 'simulated_micrograph', 'sample_micrograph']
+           'image_logits', 'check_seeds_differ', 'train_and_test', 'recipe_keys', 'subset', 'trained', 'tested',
+           'predictions', 'write_scores', 'detector', 'detections', 'simulated_micrograph', 'sample_micrograph']
 
 # %% ../../nbs/studies/00_experiments.ipynb #5382d5a0
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 import time, warnings
 
@@ -18,22 +18,22 @@ import pandas as pd
 import torch
 from torch import nn
 from ..core import NM, UserError, project_root, provenance, read_json, rng, shared_data, torch_rng, write_json
-from ..datasets.batches import class_index, dataloaders, frozen_inputs, frozen_set, pairs, split_by_structure
-from ..learn.evaluate import confidence_threshold, fit_temperature, logits, score
-from ..learn.particle_masks import CHANNELS, WIDTH, field_loaders, mask_loss, pixel_iou
-from ..micrographs.detection import compare, segment
-from ..micrographs.particles import measure_lattice, noise_share
-from ..simulate.microscope import images
+from ..simulate.orientations import random_rotation, rotated
+from ..simulate.supports import amorphous
+from ..simulate.structures import assemble, lattice_constant, particle
 from ..simulate.multislice import exit_waves
-from ..micrographs.reading import Micrograph, read
+from ..simulate.microscope import images
 from ..datasets.recipes import IMAGING, Recipe, fingerprint, wave_recipe
 from ..datasets.samples import conditions
 from ..datasets.store import Busy, Store, simulate
-from ..simulate.orientations import random_rotation, rotated
-from ..simulate.structures import assemble, lattice_constant, particle
-from ..simulate.supports import amorphous
+from ..datasets.batches import class_index, dataloaders, frozen_inputs, frozen_set, pairs, split_by_structure
 from ..learn.train import train as fit_model, training_log
+from ..learn.evaluate import confidence_threshold, fit_temperature, logits, score
 from ..learn.network import LICENCE, Card, Network
+from ..learn.particle_masks import CHANNELS, WIDTH, field_loaders, mask_loss, pixel_iou
+from ..micrographs.reading import Micrograph, read
+from ..micrographs.detection import compare, segment
+from ..micrographs.particles import measure_lattice, noise_share
 
 # %% ../../nbs/studies/00_experiments.ipynb #3911327d
 def waves(
@@ -46,7 +46,8 @@ def waves(
     while not store:
         try: store = simulate(alone, Path(folder or project_root()/'runs/waves')/fingerprint(alone), workers)
         except Busy: time.sleep(2)
-    if not store.made_here: warnings.warn(f'{store.path} was made by another version of the engine: delete it to have it made anew', stacklevel=2)
+    if not store.made_here:
+        warnings.warn(f'{store.path} was made by another version of the engine: delete it to have it made anew', stacklevel=2)
     return store.imaged(name=recipe.name, **{k: getattr(recipe, k) for k in IMAGING})
 
 # %% ../../nbs/studies/00_experiments.ipynb #8d390879
@@ -56,7 +57,7 @@ def feret_range_nm(
 )->list[float]:
     "Smallest and largest Feret diameter of the samples, outer atoms included."
     f, atom = store.labels.feret_max.iloc[idx], lattice_constant(store.recipe.element)/2**.5
-    return [round((v + atom)/NM, 3) for v in (f.min(), f.max())]
+    return [round(float(v + atom)/NM, 3) for v in (f.min(), f.max())]
 
 # %% ../../nbs/studies/00_experiments.ipynb #aa8bc936
 def fringe_floor(
@@ -71,6 +72,7 @@ def fringe_floor(
         if labels.max() == 1: found.append(measure_lattice(m, labels, store.recipe.element).fringe_snr.item())
     return float(np.quantile(found, .01)) if len(found) >= 10 else 0.
 
+# %% ../../nbs/studies/00_experiments.ipynb #40450865
 def noise_ceiling(
     store:Store,
     idx,  # sample numbers
@@ -102,6 +104,12 @@ def check_seeds_differ(
     if train == test: raise UserError(f'training and test have the same seed, {test}, and share structures: give the test another')
 
 # %% ../../nbs/studies/00_experiments.ipynb #e154f795
+def _finished_run(out, params):  # metrics of a run that is there already, or None
+    if not (out/'metrics.json').is_file(): return None
+    if (done := read_json(out/'metrics.json'))['params'] == params: return done
+    raise UserError(f'{out} holds a run with other parameters: choose another folder, or delete it')
+
+# %% ../../nbs/studies/00_experiments.ipynb #50a2cab2
 def train_and_test(
     recipe:Recipe,
     out:str|Path,  # folder of the run
@@ -116,33 +124,44 @@ def train_and_test(
     folder:str|Path|None=None,  # of the waves; default: in `out`
 )->dict:  # test scores, sizes of the parts, temperature, threshold, parameters, versions
     "Simulate, split by structure, train, calibrate, test; a finished run is read back. Raises `UserError` if `out` holds another run."
-    out, params = Path(out), dict(recipe=fingerprint(recipe), test=test and fingerprint(test), arch=arch, epochs=epochs, lr=lr, seed=seed,
-                                  wanted_accuracy=wanted_accuracy, symmetries=symmetries)
-    if (out/'metrics.json').is_file():
-        if (done := read_json(out/'metrics.json'))['params'] != params:
-            raise UserError(f'{out} holds a run with other parameters: choose another folder, or delete it')
-        return done
+    params = dict(recipe=fingerprint(recipe), test=test and fingerprint(test), arch=arch, epochs=epochs, lr=lr, seed=seed,
+                  wanted_accuracy=wanted_accuracy, symmetries=symmetries)
+    out = Path(out)
+    if done := _finished_run(out, params): return done
     if test: check_seeds_differ(recipe.seed, test.seed)
     out.mkdir(parents=True, exist_ok=True)
     store = waves(recipe, workers, folder or out/'waves')
     held = waves(test, workers, folder or out/'waves') if test else store
     fit, valid, rest = split_by_structure(store.labels, valid=.05 if test else .1, test=0 if test else .2, seed=seed)
     learn = fit_model(dataloaders(store, fit, valid), arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt')
-    return _finish(learn.model, store, fit, valid, held, pairs(range(len(held)) if test else rest, held.recipe.images), out, params)
+    items = pairs(range(len(held)) if test else rest, held.recipe.images)
+    return _finish(learn.model, store, fit, valid, held, items, out, params)
 
 # %% ../../nbs/studies/00_experiments.ipynb #6e2c8813
-def _finish(model, store, fit, valid, held, items, out, params):  # calibrate, test, save
+def recipe_keys(recipe:Recipe)->dict:  # plain values, for JSON
+    "What a recipe says that differs from the defaults: the element, the voltage and so on, for a table of results."
+    changed = {f.name: v for f in fields(recipe) if (v := getattr(recipe, f.name)) != f.default}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in changed.items()}
+
+# %% ../../nbs/studies/00_experiments.ipynb #06462340
+def _calibrated(model, store, valid, params):  # temperature and threshold, from the validation structures
     scores, y = _scored(model, store, pairs(valid, 1), params['symmetries'])
     t = fit_temperature(scores, y)
-    threshold = confidence_threshold((scores/t).softmax(1), y, params['wanted_accuracy'])
+    return t, confidence_threshold((scores/t).softmax(1), y, params['wanted_accuracy'])
+
+def _test_scores(model, store, held, items, params, t, threshold):  # of the test images
     scores, y = _scored(model, held, items, params['symmetries'])
     probs = (scores/t).softmax(1).numpy()
-    answered = probs.max(1) >= threshold
-    right = probs.argmax(1) == y
-    metrics = dict(params=params, n_train=len(fit), n_valid=len(valid),
-                   **score(y, probs, store.recipe.classes, held.labels.structure.to_numpy()[items[:, 0]]),
-                   temperature=t, threshold=threshold, answered=float(answered.mean()),
-                   accuracy_answered=float(right[answered].mean()) if answered.any() else None, **provenance())
+    answered, right = probs.max(1) >= threshold, probs.argmax(1) == y
+    return dict(**score(y, probs, store.recipe.classes, held.labels.structure.to_numpy()[items[:, 0]]), temperature=t,
+                threshold=threshold, answered=float(answered.mean()),
+                accuracy_answered=float(right[answered].mean()) if answered.any() else None)
+
+# %% ../../nbs/studies/00_experiments.ipynb #8d6ac709
+def _finish(model, store, fit, valid, held, items, out, params):  # calibrate, test, save
+    t, threshold = _calibrated(model, store, valid, params)
+    metrics = dict(params=params, recipe_keys=recipe_keys(store.recipe), n_train=len(fit), n_valid=len(valid),
+                   **_test_scores(model, store, held, items, params, t, threshold), **provenance())
     card = Card(arch=params['arch'], classes=store.recipe.classes, sampling=store.sampling, gpts=store.recipe.out_gpts, temperature=t,
                 threshold=threshold, symmetries=params['symmetries'], feret_range_nm=feret_range_nm(store, fit),
                 fringe_snr_min=fringe_floor(store, valid[:400]), noise_max=noise_ceiling(store, valid[:400]), test=metrics,
@@ -163,10 +182,12 @@ def subset(
     "Random samples to train on, other structures to watch by, the last structures for the test. Raises `UserError` if there are too few."
     s = store.labels.structure.to_numpy()
     test = np.flatnonzero(s > s.max() - held)
-    rest = rng(seed, 'subset').permutation(np.flatnonzero((s <= s.max() - held) & (True if among is None else np.asarray(among))))
+    free = (s <= s.max() - held) & (True if among is None else np.asarray(among))
+    rest = rng(seed, 'subset').permutation(np.flatnonzero(free))
     train, others = rest[:n], rest[n:][~np.isin(s[rest[n:]], s[rest[:n]])]
     if len(train) < n or not len(others):
-        raise UserError(f'{len(rest)} samples are left beside the test set: too few to train on {n} and watch by others; simulate more structures')
+        raise UserError(f'{len(rest)} samples are left beside the test set: too few to train on {n} and watch by others; '
+                        'simulate more structures')
     return train, others[:watch], test
 
 # %% ../../nbs/studies/00_experiments.ipynb #36d61cc4
@@ -190,6 +211,11 @@ def trained(
     return fit_model(dls, arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', patience=patience).model
 
 # %% ../../nbs/studies/00_experiments.ipynb #e553896f
+def _items(store, items):  # pairs (n, 2) of sample and image
+    if items is None: return pairs(range(len(store)), store.recipe.images)
+    items = np.asarray(items)
+    return items if items.ndim == 2 else pairs(items, 1)
+
 def tested(
     model:nn.Module,
     store:Store,
@@ -198,29 +224,33 @@ def tested(
     cut:int|None=None,  # as in `dataloaders`
 )->dict:  # as `score`
     "The score on frozen images."
-    items = pairs(range(len(store)), store.recipe.images) if items is None else np.asarray(items)
-    items = items if items.ndim == 2 else pairs(items, 1)
+    items = _items(store, items)
     scores, y = _scored(model, store, items, symmetries, cut)
     return score(y, scores.softmax(1).numpy(), store.recipe.classes, store.labels.structure.to_numpy()[items[:, 0]])
 
 # %% ../../nbs/studies/00_experiments.ipynb #108bf326
+def _with_conditions(out, store, items):  # the table with each image's focus and dose
+    for k in np.unique(items[:, 1]):
+        m, rows = conditions(store.recipe, items[items[:, 1] == k, 0], image=int(k)), np.flatnonzero(items[:, 1] == k)
+        out.loc[rows, 'defocus_nm'] = m.defocus.numpy().astype(float)/NM
+        out.loc[rows, 'dose'] = m.dose.numpy().astype(float)
+    return out
+
+# %% ../../nbs/studies/00_experiments.ipynb #3963c753
 def predictions(
     network:Network,
     store:Store,  # its classes may be others, as those of shapes never trained on
-    items=None,  # pairs of sample and image; default: all
+    items=None,  # sample numbers, or pairs of sample and image; default: all
 )->pd.DataFrame:  # one row per image
     "What the network says to each frozen image (`p_…`, `answer`), and under which conditions."
-    items = pairs(range(len(store)), store.recipe.images) if items is None else np.asarray(items)
-    card = network.card
+    items, card = _items(store, items), network.card
     probs = (image_logits(network.module, store, items, card.symmetries, card.cut)/card.temperature).softmax(1).numpy()
     t = store.labels.iloc[items[:, 0]].reset_index(drop=True)
     out = pd.DataFrame(dict(sample=items[:, 0], image=items[:, 1], true=t['class'], answer=np.array(card.classes)[probs.argmax(1)],
                             size_nm=t['size']/NM, support_nm=t['support']/NM if 'support' in t else np.nan))
-    for k in np.unique(items[:, 1]):
-        m, rows = conditions(store.recipe, items[items[:, 1] == k, 0], image=int(k)), np.flatnonzero(items[:, 1] == k)
-        out.loc[rows, 'defocus_nm'], out.loc[rows, 'dose'] = m.defocus.numpy().astype(float)/NM, m.dose.numpy().astype(float)
     angles = {k: np.degrees(t[k]) for k in t if k.startswith('angle_')}
-    return out.assign(**angles, **{f'p_{c}': p for c, p in zip(card.classes, probs.T.astype(float))}).round(5)
+    by_class = {f'p_{c}': p for c, p in zip(card.classes, probs.T.astype(float))}
+    return _with_conditions(out, store, items).assign(**angles, **by_class).round(5)
 
 # %% ../../nbs/studies/00_experiments.ipynb #7715d7b1
 def write_scores(
@@ -231,7 +261,8 @@ def write_scores(
 ):
     "metrics.json of an experiment: scores, versions, and what made the waves. The run is done: its checkpoints go."
     made = {f'waves_{k}': store.made_with.get(k) for k in ('commit', 'engine')}
-    write_json(Path(out)/'metrics.json', dict(params=params, tests=tests, waves=store.path.name, **made, **provenance()))
+    metrics = dict(params=params, tests=tests, recipe_keys=recipe_keys(store.recipe), waves=store.path.name, **made, **provenance())
+    write_json(Path(out)/'metrics.json', metrics)
     for state in Path(out).rglob('state.pt'): state.unlink()
 
 # %% ../../nbs/studies/00_experiments.ipynb #f4fcb01e
@@ -250,10 +281,10 @@ def detector(
     Writes `out`/model.safetensors."""
     stores, out = [waves(r, workers, folder) for r in recipes], Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    learn = fit_model(field_loaders(stores, cuts=cuts, bs=bs), 'unet', epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', loss=mask_loss,
-                      metric=pixel_iou)
-    card = Card(arch='unet', classes=CHANNELS, sampling=stores[0].sampling, gpts=WIDTH, recipes=[asdict(s.recipe) for s in stores],
-                log=training_log(out), other=dict(seed=seed, licence=LICENCE, **provenance()))
+    dls = field_loaders(stores, cuts=cuts, bs=bs)
+    learn = fit_model(dls, 'unet', epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', loss=mask_loss, metric=pixel_iou)
+    card = Card(arch='unet', classes=CHANNELS, sampling=stores[0].sampling, gpts=WIDTH,
+                recipes=[asdict(s.recipe) for s in stores], log=training_log(out), other=dict(seed=seed, licence=LICENCE, **provenance()))
     Network(learn.model, card).save(out/'model.safetensors')
     return Network.load(out/'model.safetensors')
 
@@ -266,7 +297,8 @@ def detections(
     rows = []
     for i, image in enumerate(frozen_set(store, pairs(range(len(store)), 1)).numpy()):
         m = conditions(store.recipe, [i])
-        rows.append(compare(find(Micrograph(image, store.sampling, str(i))), store.maps([i])[0], store.sampling)
+        found = find(Micrograph(image, store.sampling, str(i)))
+        rows.append(compare(found, store.maps([i])[0], store.sampling)
                     | dict(dose=m.dose.item(), defocus_nm=m.defocus.item()/NM, support_nm=store.labels.support[i]/NM))
     return pd.DataFrame(rows)
 
@@ -281,11 +313,13 @@ def simulated_micrograph(
     g = rng(seed, 'micrograph')
     shapes = g.choice(recipe.classes, 4, replace=len(recipe.classes) < 4).tolist()
     parts = [rotated(particle(s, g.uniform(50, 70), g, recipe.element), random_rotation(g)) for s in shapes]
-    shifts = [(x + g.uniform(-8, 8), y + g.uniform(-8, 8)) for y in (-width/4, width/4) for x in (-width/4, width/4)]
+    centres = [(x, y) for y in (-width/4, width/4) for x in (-width/4, width/4)]
+    shifts = [(x + g.uniform(-8, 8), y + g.uniform(-8, 8)) for x, y in centres]
     scene = assemble(parts, width, amorphous(width, 15, g), shifts)
     wave = exit_waves(scene, round(width/.4), recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=round(width/sampling))
     m = conditions(recipe, [seed], draws=1)
-    return Micrograph(images(wave[None], m, sampling, torch_rng(seed, 'micrograph'))[0].numpy(), sampling, f'simulated micrograph {seed}'), shapes
+    counts = images(wave[None], m, sampling, torch_rng(seed, 'micrograph'))[0].numpy()
+    return Micrograph(counts, sampling, f'simulated micrograph {seed}'), shapes
 
 # %% ../../nbs/studies/00_experiments.ipynb #0823fba4
 TILE, TILE_PIXEL_NM = 'real/sintering/train_image_12.png', .0586
@@ -294,6 +328,7 @@ TILE_NOTE = ('The micrograph is a tile of the data set msa-em/microscopy-seg-tra
              'The file gives no pixel size; 0.0586 nm follows from its {111} fringes if the metal is gold, which is an assumption.')
 SIMULATED_NOTE = 'No real micrograph was at hand, so this one is simulated. True shapes, from upper left to lower right: '
 
+# %% ../../nbs/studies/00_experiments.ipynb #db73bcf4
 def sample_micrograph(
     recipe:Recipe,  # of the micrograph that is simulated where there is no real one
     seed:int=0,

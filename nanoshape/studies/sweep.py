@@ -27,8 +27,8 @@ def check_parameters(
     if unknown := [k for k in params if k not in known]:
         raise UserError(f'{Path(notebook).name} has no parameter {unknown[0]!r}; it has {", ".join(known)}')
     for k, v in params.items():
-        if type(v) not in (str, int, float, bool, type(None)):
-            raise UserError(f'{k} = {v!r}: parameters must be plain numbers, texts or yes/no')
+        if type(v) in (str, int, float, bool, type(None)): continue
+        raise UserError(f'{k} = {v!r}: parameters must be plain numbers, texts or yes/no')
 
 # %% ../../nbs/studies/02_sweep.ipynb #f62a8e16
 _RUN = '''import json, sys, papermill
@@ -36,6 +36,9 @@ notebook, result, params, out = sys.argv[1:]
 papermill.execute_notebook(notebook, result, json.load(open(params)) | {"out": out}, progress_bar=False)'''
 
 # %% ../../nbs/studies/02_sweep.ipynb #d09cc4c6
+def _environment(threads):  # of a run's process
+    return os.environ | ({f'{k}_NUM_THREADS': str(threads) for k in ('OMP', 'MKL', 'NUMBA')} if threads else {})
+
 def run_notebook(
     notebook:str|Path,  # with a cell tagged `parameters`, one of them `out`
     out:str|Path,  # the run's folder; the executed notebook goes there
@@ -43,18 +46,17 @@ def run_notebook(
     threads:int|None=None,  # of torch and numba; default: theirs
     **params,
 )->dict:  # what the notebook wrote into metrics.json
-    "Run an experiment in its own process. Raises `UserError` for wrong parameters, `RuntimeError` with the traceback's end if it fails."
+    """Run an experiment in its own process. Raises `UserError` for wrong parameters, `RuntimeError` with the traceback's end if it
+    fails."""
     check_parameters(notebook, {**params, 'out': str(out)})
     out = Path(out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     write_json(out/'params.json', params)
     args = [str(Path(notebook).absolute()), str(out/'notebook.ipynb'), str(out/'params.json'), str(out)]
     command = [sys.executable, '-W', 'ignore', '-c', _RUN, *args]
-    env = os.environ | ({f'{k}_NUM_THREADS': str(threads) for k in ('OMP', 'MKL', 'NUMBA')} if threads else {})
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=project_root(), env=env)
-    if done.returncode:
-        raise RuntimeError(f'{Path(notebook).name} failed in {out}:\n{done.stderr[-2000:]}')
-    return read_json(out/'metrics.json')
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=project_root(), env=_environment(threads))
+    if not done.returncode: return read_json(out/'metrics.json')
+    raise RuntimeError(f'{Path(notebook).name} failed in {out}:\n{done.stderr[-2000:]}')
 
 # %% ../../nbs/studies/02_sweep.ipynb #e02dc9cf
 def grid(
@@ -65,42 +67,57 @@ def grid(
     return [{**spec.get('fixed', {}), **dict(zip(keys, v))} for v in product(*spec['grid'].values())]
 
 # %% ../../nbs/studies/02_sweep.ipynb #281538df
-def _check_spec(path, spec, profile):
-    if not isinstance(spec, dict) or 'notebook' not in spec: raise UserError(f'{path}: a sweep needs a `notebook` and profiles such as `laptop`')
+def _is_grid(g):  # whether a profile's part is what the text above says
+    tables = isinstance(g, dict) and all(k in ('fixed', 'grid', 'keep') and isinstance(v, dict) for k, v in g.items())
+    return tables and g.get('grid') and all(isinstance(v, list) and v for v in g['grid'].values())
+
+def _grids(path, spec, profile):  # of a profile, checked
+    if not isinstance(spec, dict) or 'notebook' not in spec:
+        raise UserError(f'{path}: a sweep needs a `notebook` and profiles such as `laptop`')
     profiles = [k for k in spec if k != 'notebook']
     if profile not in profiles: raise UserError(f'{path} has no profile {profile!r}; it has {", ".join(profiles) or "none"}')
-    for g in spec[profile] if isinstance(spec[profile], list) else [spec[profile]]:
-        tables = isinstance(g, dict) and all(k in ('fixed', 'grid', 'keep') and isinstance(v, dict) for k, v in g.items())
-        if not tables or not g.get('grid') or not all(isinstance(v, list) and v for v in g['grid'].values()):
-            raise UserError(f'{path}: {profile} needs `grid`, a list of values under each parameter, and may have `fixed` and `keep`')
+    grids = spec[profile] if isinstance(spec[profile], list) else [spec[profile]]
+    if all(map(_is_grid, grids)): return grids
+    raise UserError(f'{path}: {profile} needs `grid`, a list of values under each parameter, and may have `fixed` and `keep`')
 
+# %% ../../nbs/studies/02_sweep.ipynb #dbca71f8
+def _folder_name(g, run): return re.sub(r'[^\w=.,+-]+', '_', ','.join(f'{k}={run[k]}' for k in g['grid']))
+
+def _check_runs(path, profile, grids, runs, notebook):
+    if not runs: raise UserError(f'{path}: {profile} has no runs')
+    if any('keep' in g for g in grids[1:]):
+        raise UserError(f'{path}: `keep` is for the first run of {profile}, so it belongs to the first grid')
+    if not notebook.is_file(): raise UserError(f'{path}: there is no notebook {notebook.relative_to(project_root())}')
+    if len(runs) < sum(len(grid(g)) for g in grids):
+        raise UserError(f'{path}: two runs of {profile} have the same values in their grids')
+    for r in runs.values():
+        check_parameters(notebook, r)
+        if 'out' in r: raise UserError(f'{path}: `out` is chosen by the sweep, leave it out')
+
+# %% ../../nbs/studies/02_sweep.ipynb #be9297a0
 def load_sweep(
     path:str|Path,  # a YAML file in data/sweeps
     profile:str='laptop',
 )->tuple[Path,dict[str,dict],dict[str,str]]:  # the notebook; name of the run's folder → its parameters; files to keep → where
     "Raises `UserError` for a file that is no sweep, and for parameters that the notebook does not have."
     spec = read_yaml(path)
-    _check_spec(path, spec, profile)
-    grids = spec[profile] if isinstance(spec[profile], list) else [spec[profile]]
-    notebook, runs = project_root()/spec['notebook'], {}
-    for g in grids: runs |= {re.sub(r'[^\w=.,+-]+', '_', ','.join(f'{k}={r[k]}' for k in g['grid'])): r for r in grid(g)}
-    if not runs: raise UserError(f'{path}: {profile} has no runs')
-    if any('keep' in g for g in grids[1:]): raise UserError(f'{path}: `keep` is for the first run of {profile}, so it belongs to the first grid')
-    if not notebook.is_file(): raise UserError(f'{path}: there is no notebook {spec["notebook"]}')
-    if len(runs) < sum(len(grid(g)) for g in grids): raise UserError(f'{path}: two runs of {profile} have the same values in their grids')
-    for r in runs.values():
-        check_parameters(notebook, r)
-        if 'out' in r: raise UserError(f'{path}: `out` is chosen by the sweep, leave it away')
+    grids = _grids(path, spec, profile)
+    notebook = project_root()/spec['notebook']
+    runs = {_folder_name(g, r): r for g in grids for r in grid(g)}
+    _check_runs(path, profile, grids, runs, notebook)
     return notebook, runs, {k: v for g in grids for k, v in g.get('keep', {}).items()}
 
 # %% ../../nbs/studies/02_sweep.ipynb #ff3cccb6
-def _plain(m): return {k: json.dumps(v) if isinstance(v, list) else v for k, v in m.items() if not isinstance(v, dict)}
+def _plain(m):  # what fits into a table's cells: no mappings but the recipe's keys, lists as JSON text
+    kept = {k: v for k, v in m.items() if not isinstance(v, dict) or k == 'recipe_keys'}
+    return {k: json.dumps(v, ensure_ascii=False) if isinstance(v, (list, dict)) else v for k, v in kept.items()}
 
+# %% ../../nbs/studies/02_sweep.ipynb #1bf7aa5c
 def collect(
     runs,  # folders with params.json and metrics.json
 )->pd.DataFrame:
-    """One row per run and test: parameters, then plain values and lists (as JSON text) of the metrics, versions and commit. What is named like a
-    parameter gets `test_` before its name."""
+    """One row per run and test: parameters, then plain values and lists (as JSON text) of the metrics, versions and commit. What is
+    named like a parameter gets `test_` before its name."""
     rows = []
     for r in map(Path, runs):
         params, m = read_json(r/'params.json'), read_json(r/'metrics.json')
@@ -117,6 +134,7 @@ def _try(notebook, folder, params, threads=None):  # one run → None, or what w
         return str(e).strip().splitlines()[-1]
     (folder/'failure.txt').unlink(missing_ok=True)
 
+# %% ../../nbs/studies/02_sweep.ipynb #e238b1ea
 def _in_turn(jobs, workers):  # yields (folder, failure) as runs end
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     workers = workers or (1 if torch.cuda.is_available() else cores)
@@ -125,10 +143,12 @@ def _in_turn(jobs, workers):  # yields (folder, failure) as runs end
         try: yield from ((futures[f], f.result()) for f in as_completed(futures))
         finally: pool.shutdown(cancel_futures=True)
 
+# %% ../../nbs/studies/02_sweep.ipynb #bd3ca2fb
 def _on_cluster(jobs, scheduler):
     from distributed import Client, as_completed as finished
     try: client = Client(scheduler, timeout=10, set_as_default=False)
-    except (OSError, ValueError, TypeError) as e: raise UserError(f'no Dask scheduler answers at {scheduler} ({e or type(e).__name__})') from None
+    except (OSError, ValueError, TypeError) as e:
+        raise UserError(f'no Dask scheduler answers at {scheduler} ({e or type(e).__name__})') from None
     with client, client.as_current():
         futures = {client.submit(_try, *j, pure=False): j[1] for j in jobs}
         for f in finished(futures, loop=client.loop):  # a lost worker or scheduler is a failed run, too
@@ -146,6 +166,18 @@ def _finished(folder, params):  # whether a run is there already
     if read_json(folder/'params.json') == params: return True
     raise UserError(f'{folder} holds a run with other fixed parameters: choose another --out, or delete it')
 
+# %% ../../nbs/studies/02_sweep.ipynb #cd5a5081
+def _default_table(name, profile):  # where a sweep's table goes
+    return project_root()/f'data/results/{name}{"" if profile == "laptop" else "_" + profile}.csv'
+
+def _run_all(jobs, scheduler, workers, bar):  # failed runs → the last line of their traceback
+    failed = {}
+    for folder, failure in _on_cluster(jobs, scheduler) if scheduler else _in_turn(jobs, workers):
+        if failure: failed[folder.name] = failure; bar.write(f'{folder.name}: {failure}')
+        bar.update()
+    return failed
+
+# %% ../../nbs/studies/02_sweep.ipynb #bc94d6e4
 def sweep(
     path:str|Path,  # a YAML file in data/sweeps
     profile:str='laptop',
@@ -157,12 +189,10 @@ def sweep(
     "Run what is missing of a grid, with a progress bar, then collect. Parameters are checked before the first run."
     name, (notebook, runs, keep) = Path(path).stem, load_sweep(path, profile)
     out = Path(out or project_root()/f'runs/{name}-{profile}').absolute()
-    table = Path(table or project_root()/f'data/results/{name}{"" if profile == "laptop" else "_" + profile}.csv')
+    table = Path(table or _default_table(name, profile))
     jobs = [(notebook, out/f, r) for f, r in runs.items() if not _finished(out/f, r)]
-    bar, failed = tqdm(total=len(runs), initial=len(runs) - len(jobs), desc=f'{name}, {profile}', unit='run'), {}
-    for folder, failure in _on_cluster(jobs, scheduler) if scheduler else _in_turn(jobs, workers):
-        if failure: failed[folder.name] = failure; bar.write(f'{folder.name}: {failure}')
-        bar.update()
+    bar = tqdm(total=len(runs), initial=len(runs) - len(jobs), desc=f'{name}, {profile}', unit='run')
+    failed = _run_all(jobs, scheduler, workers, bar)
     t = collect([out/f for f in runs if f not in failed])
     table.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(table) as tmp: t.to_csv(tmp, index=False)
