@@ -1,4 +1,4 @@
-"""`make docs`: every notebook as a page, the reference from docstrings, the glossary, a search, and a check of all links.
+"""`make docs`: every notebook as a page, the reference from docstrings, the texts of docs/, a search, and a check of all links.
 
     python docs/build.py [FOLDER]      # default: docs/site; open index.html in a browser, no server needed
 """
@@ -21,14 +21,16 @@ from jinja2 import Environment
 from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 
-from nanoshape.core import UserError, project_root, whole_folder
+from nanoshape.core import UserError, check_replaceable, project_root, result_folder
 
 ROOT = project_root(Path(__file__))
 LIBRARY = {'Foundations': '0[01]_*', 'Simulate': 'simulate/*', 'Data sets': 'datasets/*', 'Learn': 'learn/*', 'Micrographs': 'micrographs/*',
            'Atoms': 'atoms/*', 'Studies': 'studies/*', 'Front': '0[23]_*'}  # the package's parts, in order: each uses only those before it
 PARTS = {part: sorted((ROOT/'nbs').glob(pattern + '.ipynb')) for part, pattern in
          ({'Start': 'index', 'Tutorials': 'tutorials/*'} | LIBRARY | {'Figures': 'figures/*', 'Experiments': 'experiments/*'}).items()}
-TEXTS = {'README.md': 'README', 'data/README.md': 'What lies in data/', 'docs/glossary.md': 'Glossary'}
+TEXTS = {'README.md': 'README', 'docs/commands.md': 'Commands', 'docs/contents.md': 'Contents', 'data/README.md': 'The data folder',
+         'docs/glossary.md': 'Glossary'}
+RECORD = 'site.json'  # how a folder with a site is recognised
 
 PAGE = '''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }} · nanoshape</title><link rel="stylesheet" href="{{ up }}style.css">
@@ -39,13 +41,15 @@ PAGE = '''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 <nav aria-label="All pages"><p><a href="{{ up }}index.html"><b>nanoshape</b></a></p>
 <label for="search">Search</label> <input id="search" type="search" autocomplete="off"><ul id="found" aria-live="polite"></ul>
 {% for part, pages in parts %}<details {{ 'open' if part == here }}><summary>{{ part }}</summary><ul>
-{% for p in pages %}<li><a href="{{ up }}{{ p.url }}"{{ ' aria-current="page"'|safe if p.url == url }}>{{ p.title }}</a></li>{% endfor %}</ul>
+{% for p in pages %}{% if p.group and loop.changed(p.group) %}<li class="group">{{ p.group }}</li>{% endif %}
+<li><a href="{{ up }}{{ p.url }}"{{ ' aria-current="page"'|safe if p.url == url }}>{{ p.title }}</a></li>{% endfor %}</ul>
 </details>{% endfor %}</nav><main id="main">{{ body|safe }}</main></body></html>'''
 
 STYLE = '''body{font:16px/1.55 system-ui,sans-serif;color:#222;margin:0;display:flex}nav{width:17rem;flex:none;height:100vh;overflow:auto;
 position:sticky;top:0;padding:1rem;box-sizing:border-box;background:#f6f6f6;font-size:14px}nav ul{padding-left:1rem;margin:.3rem 0}
 main{padding:1rem 2rem;max-width:56rem;min-width:0}a{color:#0b5394}a:focus,input:focus,summary:focus{outline:3px solid #E69F00}
-[aria-current]{font-weight:bold}pre{overflow-x:auto;font-size:13px;line-height:1.35;background:#f7f7f7;padding:.6rem}img{max-width:100%}
+[aria-current]{font-weight:bold}.group{list-style:none;margin:.4rem 0 0 -1rem;color:#595959}
+pre{overflow-x:auto;font-size:13px;line-height:1.35;background:#f7f7f7;padding:.6rem}img{max-width:100%}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}th,td{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:left}
 .jp-InputPrompt,.jp-OutputPrompt,.anchor-link{display:none}.skip{position:absolute;left:-99rem}.skip:focus{left:1rem;top:.5rem}
 @media(max-width:50rem){body{display:block}nav{width:auto;height:auto;position:static}}'''
@@ -143,10 +147,10 @@ def pages():
     for f, title in TEXTS.items():
         text = (ROOT/f).read_text(encoding='utf-8')
         out.append(dict(part='Start', source=ROOT/f, url=f.replace('/', '-').replace('.md', '.html'), title=title, html=md(text)))
-    for f in (f for part in LIBRARY for f in PARTS[part]):
+    for group, f in ((part, f) for part in LIBRARY for f in PARTS[part]):
         name = '.'.join([*f.relative_to(ROOT/'nbs').parts[:-1], re.sub(r'^\d+_', '', f.stem)])
-        out.append(dict(part='Reference', source=(ROOT/'nanoshape').joinpath(*name.split('.')).with_suffix('.py'), url=f'reference/{name}.html',
-                        title=f'nanoshape.{name}', html=reference(name)))
+        out.append(dict(part='Reference', group=group, source=(ROOT/'nanoshape').joinpath(*name.split('.')).with_suffix('.py'),
+                        url=f'reference/{name}.html', title=f'nanoshape.{name}', html=reference(name)))
     return out
 
 
@@ -170,8 +174,9 @@ def build(out):
     all_pages, template = pages(), Environment(autoescape=True).from_string(PAGE)
     urls = {str(p['source'].relative_to(ROOT)): p['url'] for p in all_pages}
     parts = [(k, [p for p in all_pages if p['part'] == k]) for k in dict.fromkeys(p['part'] for p in all_pages)]
+    dict(parts)['Tutorials'].sort(key=lambda p: p['title'])  # they begin with their numbers
     soups = {p['url']: repaired(p['html'], p['source'], urls, p['url']) for p in all_pages}
-    with whole_folder(out) as tmp:
+    with result_folder(out, RECORD) as tmp:
         for p in all_pages:
             file = tmp/p['url']
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -191,8 +196,9 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('out', nargs='?', default=ROOT/'docs/site', type=Path)
     out = p.parse_args().out
-    if out.is_dir() and any(out.iterdir()) and not (out/'pages.js').is_file():
-        raise UserError(f'{out} is not empty and holds no site: choose another folder')
+    if (out/'pages.js').is_file() and not (out/RECORD).is_file():
+        raise UserError(f'{out} holds the site of an earlier version: remove that folder, or choose another folder')
+    check_replaceable(out, RECORD)
     dead = build(out)
     print('\n'.join(f'dead link in {d}' for d in dead) or f'{out}/index.html: every link leads somewhere')
     return 1 if dead else 0

@@ -30,14 +30,16 @@ def project_root(
     start:str|Path|None=None,  # where to begin; default: the current folder, then the package's own
 )->Path:  # folder that holds `settings.ini` of nanoshape
     "The checkout's top folder. Raises `UserError` outside of one."
-    for s in ([Path(start)] if start else [Path.cwd(), Path(__file__).parent if '__file__' in globals() else Path.cwd()]):
+    for s in ([Path(start)] if start else [Path.cwd(),
+                                           Path(__file__).parent if '__file__' in globals() else Path.cwd()]):
         for p in (s.resolve(), *s.resolve().parents):
             if (p/'settings.ini').is_file() and (p/'nbs').is_dir() and (p/'nanoshape').is_dir(): return p
     raise UserError('this needs the nanoshape checkout (for its data/ folder): run it from inside that folder')
 
 # %% ../nbs/00_core.ipynb #0b216d2d
 def shared_data()->Path|None:
-    "Data that lie beside the checkout (`../shared/data`), too large or too foreign to be part of it; `None` where there are none."
+    """Data that lie beside the checkout (`../shared/data`), too large or too foreign to be part of it; `None` where
+    there are none."""
     try: p = project_root().parent/'shared'/'data'
     except UserError: return None
     return p if p.is_dir() else None
@@ -102,7 +104,8 @@ def write_json(
     obj:dict|list,  # plain values only
 ):
     "Write `obj` as indented JSON, whole or not at all."
-    with whole_file(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
+    with whole_file(path) as tmp:
+        tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #a972f325
 def read_json(
@@ -151,7 +154,7 @@ def check_replaceable(
     "Raises `UserError` if `path` exists and is neither an empty folder nor a result of nanoshape."
     path = Path(path)
     if not path.exists() or path.is_dir() and (not any(path.iterdir()) or own_files(path, record) is not None): return
-    older = f', or is a result of nanoshape before 0.2, whose {record} lists no files' if (path/record).is_file() else ''
+    older = f', or results of nanoshape before 0.2, whose {record} lists no files' if (path/record).is_file() else ''
     raise UserError(f'{path} exists and holds other things than results of nanoshape{older}: choose another folder')
 
 # %% ../nbs/00_core.ipynb #3f205096
@@ -172,8 +175,10 @@ def _drop(path, known):  # a file of an earlier run, unless a person has changed
 
 # %% ../nbs/00_core.ipynb #77377bef
 def _finished_record(tmp, record):  # what the run wrote down of itself, with its files
-    files = {p.relative_to(tmp).as_posix(): checksum(p) for p in sorted(tmp.rglob('*')) if p.is_file() and p != tmp/record}
-    return (read_json(tmp/record) if (tmp/record).is_file() else {}) | dict(made_by='nanoshape', finished=True, files=files)
+    files = {p.relative_to(tmp).as_posix(): checksum(p) for p in sorted(tmp.rglob('*')) if p.is_file()
+             and p != tmp/record}
+    return (read_json(tmp/record) if (tmp/record).is_file() else {}) | dict(made_by='nanoshape', finished=True,
+                                                                            files=files)
 
 # %% ../nbs/00_core.ipynb #9b815880
 def _publish(tmp, path, record):  # a new folder appears at once; in an older one, own files are replaced one by one
@@ -194,8 +199,8 @@ def result_folder(
     path:str|Path,  # final name
     record:str='run.json',  # file in it that says what the run was
 ):
-    """Yields a fresh folder; if the block succeeds its files replace those of an earlier run in `path`, and nothing else there. If it fails nothing
-    changes. Checks with `check_replaceable`."""
+    """Yields a fresh folder; if the block succeeds its files replace those of an earlier run in `path`, and nothing
+    else there. If it fails nothing changes. Checks with `check_replaceable`."""
     path = Path(path).absolute()
     check_replaceable(path, record)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +218,8 @@ def start_results(
     record:str,  # name of its record
     **what,  # what is known of the run already
 ):
-    "Make a folder of results, or take up an older one, and say in its record that it is not finished. Checks with `check_replaceable`."
+    """Make a folder of results, or take up an older one, and say in its record that it is not finished. Checks with
+    `check_replaceable`."""
     check_replaceable(folder, record)
     Path(folder).mkdir(parents=True, exist_ok=True)
     before = read_json(Path(folder)/record) if own_files(folder, record) is not None else dict(files={})
@@ -221,13 +227,18 @@ def start_results(
 
 # %% ../nbs/00_core.ipynb #0f2f37da
 def _git(*args):  # what git says of the checkout, '' where it says nothing
-    try: return subprocess.run(['git', *args], cwd=project_root(), capture_output=True, text=True, timeout=10).stdout.strip()
+    try:
+        return subprocess.run(['git', *args], cwd=project_root(), capture_output=True, text=True,
+                              timeout=10).stdout.strip()
     except (UserError, OSError, subprocess.SubprocessError): return ''
+
+# %% ../nbs/00_core.ipynb #fead1236
 def commit()->str:
     "The commit of the checkout, or `unrecorded` and why no commit says what code this is."
     head = _git('rev-parse', '--short', 'HEAD')
     if not head: return 'unrecorded (not in a git checkout)'
-    if _git('status', '--porcelain', '--untracked-files=no', '--', '.', ':!data/results'): return f'unrecorded (changed since {head})'
+    if _git('status', '--porcelain', '--untracked-files=no', '--', '.', ':!data/results'):
+        return f'unrecorded (changed since {head})'
     on = _git('branch', '--all', '--contains', 'HEAD', '--format=%(refname)').split()
     if not any(b.endswith('/main') for b in on): return f'unrecorded ({head} is not on main)'
     return head
@@ -237,6 +248,8 @@ _PACKAGES = ('nanoshape', 'torch', 'fastai', 'abtem', 'ase', 'numpy', 'scikit-im
 def _version(name):
     try: return version(name)
     except PackageNotFoundError: return None
+
+# %% ../nbs/00_core.ipynb #6ca34c68
 def provenance()->dict:
     "The commit (see `commit`), and the versions of Python and of the packages that decide results."
     return dict(commit=commit(), python=sys.version.split()[0], **{p: _version(p) for p in _PACKAGES})

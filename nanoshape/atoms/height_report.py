@@ -11,7 +11,7 @@ import ase.io
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from ..core import NM, provenance, whole_folder, write_json
+from ..core import NM, provenance, result_folder, write_json
 from ..figures import as_png, rim, show_image, use_style
 from ..learn.network import Network
 from ..micrographs.reading import Micrograph
@@ -29,57 +29,71 @@ def show_columns(
     "The image with a coloured mark on each column."
     ax = ax or plt.subplots(figsize=(4.4, 4.0))[1]
     show_image(m.image, m.sampling, ax)
-    marks = ax.scatter(columns.x/m.sampling, columns.y/m.sampling, s=10, c=columns.height, cmap='viridis', vmin=1, vmax=max(10, columns.height.max()))
+    x, y = columns.x/m.sampling, columns.y/m.sampling
+    marks = ax.scatter(x, y, s=10, c=columns.height, cmap='viridis', vmin=1, vmax=max(10, columns.height.max()))
     if numbers:
-        for x, y, h in zip(columns.x/m.sampling, columns.y/m.sampling, columns.height):
-            ax.annotate(str(h), (x, y), (2, 2), textcoords='offset points', fontsize=5, color='w', path_effects=rim(1))
+        for *place, h in zip(x, y, columns.height):
+            ax.annotate(str(h), place, (2, 2), textcoords='offset points', fontsize=5, color='w', path_effects=rim(1))
     plt.colorbar(marks, ax=ax, label='atoms in the column', shrink=.8)
     return ax
 
 # %% ../../nbs/atoms/04_height_report.ipynb #b84fed4c
-MISFIT = 1.2  # χ² per pixel from which on a simulated image does not explain the recorded one
-_UNEXPLAINED = ', too much to be noise: the microscope or the crystal is another than assumed, and the heights are not to be relied on'
+MISFIT = 1.2  # χ² per pixel above which a simulated image does not explain the recorded one
+_UNEXPLAINED = (', too much to be noise: the microscope or the crystal is another than assumed, and the heights are not to be '
+                'relied on')
 
-def _word(fit):  # whose probabilities they are
-    if fit.simulated is None: return 'by the network\'s own word, calibrated for crystals on the axis (with --tilted: for tilted ones)'
+def _basis(fit):  # what the probabilities rest on
+    if fit.simulated is None: return "by the network's own estimate, calibrated for crystals on the axis (with --tilted: for tilted ones)"
     s = fit.simulated
     return (f'after comparison with simulated images: best at {s["defocus_nm"]:.1f} nm of underfocus and a tilt of {s["tilt_deg"]:.1f}°, '
             f'where they differ by {s["misfit"]:.2f} times the noise (mean square)' + _UNEXPLAINED*(s['misfit'] > MISFIT))
 
+# %% ../../nbs/atoms/04_height_report.ipynb #b6d4c3c3
 def summarise_heights(m:Micrograph, columns:pd.DataFrame, fit:LatticeFit)->str:
     "Two sentences on what was read."
     h = columns[columns.on_lattice]
+    off_axis = f' {OFF_AXIS.format(fit)}.'*bool(fit.asymmetry > TILTED and fit.simulated is None)
     return (f'{len(h)} columns of {fit.material} along [{fit.axis}] in {m.name}, of {h.height.min()} to {h.height.max()} atoms '
-            f'(median {h.height.median():g}); a height is right with a probability of {h.confidence.mean():.0%} on average, {_word(fit)}. '
-            f'The lattice constant comes out {100*(fit.scale - 1):+.1f} % from the known one; '
-            f'{len(columns) - len(h)} more columns lie beside the lattice.'
-            + f' {OFF_AXIS.format(fit)}.'*bool(fit.asymmetry > TILTED and fit.simulated is None))
+            f'(median {h.height.median():g}); a height is right with a probability of {h.confidence.mean():.0%} on average, '
+            f'{_basis(fit)}. The lattice constant comes out {100*(fit.scale - 1):+.1f} % from the known one; '
+            f'{len(columns) - len(h)} more columns lie beside the lattice.{off_axis}')
 
 # %% ../../nbs/atoms/04_height_report.ipynb #17e89454
-CAUTION = ('The network has seen simulated images only: perfect optics but for the aberrations of its recipe, every electron counted, none lost. '
-           'Inelastic scattering, an objective aperture or an amorphous film change the contrast that it counts atoms by, and a picture whose grey '
-           'values were stretched for display has lost it.')
+CAUTION = ('The network has seen simulated images only: perfect optics but for the aberrations of its recipe, every electron counted, '
+           'none lost. Inelastic scattering, an objective aperture or an amorphous film change the contrast that it counts atoms by, '
+           'and a picture whose grey values were stretched for display has lost it.')
+LEGEND = ('Also in columns.csv, with the probability of each height. x, y: Å from the upper left corner; element: by its place in the '
+          'lattice; height, mean, sd: atoms; off: Å from the lattice. The atoms are in model.xyz; oxygen, and the '
+          'flat exit side that all columns begin at, are assumed.')
 
+# %% ../../nbs/atoms/04_height_report.ipynb #b1cf9f28
 def _trained(card):  # what its heights hold for, where the card says it
     if not card.heights or not card.defocus_nm: return []
     (low, high), (near, far) = card.heights, card.defocus_nm
     return [f'It has learned columns of {low} to {high} atoms, {near:g} to {far:g} nm underfocus and {card.energy_kev:g} kV. '
             'Elsewhere its own heights are wrong, and its confidences do not show it; many come right with --refine.']
 
+# %% ../../nbs/atoms/04_height_report.ipynb #b2a69e3e
 def _pictures(columns, model):  # from their PNGs
     return [dict(src=png_url(columns), title='Columns', alt='micrograph with a number on each column', text='Atoms in each column.'),
             dict(src=png_url(model), title='Model', alt='atoms in three dimensions',
                  text='Colour: distance from the exit side, which is taken to be flat. Grey: oxygen, assumed.')]
 
-LEGEND = ('Also in columns.csv, with the probability of each height. x, y: Å from the upper left corner; element: by its place in the '
-          'lattice; height, mean, sd: atoms; off: Å from the lattice. The atoms are in model.xyz; oxygen, and the '
-          'flat exit side that all columns begin at, are assumed.')
-
 # %% ../../nbs/atoms/04_height_report.ipynb #f632a9f5
+def _record(network, fit, m, tilted, params):  # run.json: what was asked, what was found of the crystal, what did it
+    found = dict(lattice_scale=fit.scale, asymmetry=None if np.isnan(fit.asymmetry) else fit.asymmetry, simulated=fit.simulated)
+    return dict(params, tilted=tilted, sampling_nm=m.sampling/NM, model=network.settings, **found, **provenance())
+
+def _page(m, text, columns, pngs, network, made):  # HTML
+    table = columns[[k for k in columns if not k.startswith('p_')]].round(3)
+    notes, record = [*m.notes, CAUTION, *_trained(network.card)], '\n'.join(f'{k}: {v}' for k, v in made.items())
+    return html_page(m.name, text, table, _pictures(*pngs), notes, record, 'Columns', LEGEND)
+
+# %% ../../nbs/atoms/04_height_report.ipynb #b7def62c
 def write_heights(
     m:Micrograph,
-    network:Network,
-    out:str|Path,  # folder, replaced as a whole
+    network:Network,  # that reads heights
+    out:str|Path,  # folder; of an earlier result in it, the files that it wrote are replaced
     tilted:bool=False,  # as in `image_columns`
     read=image_columns,  # or another function of its kind
     **params,  # recorded in run.json
@@ -87,17 +101,13 @@ def write_heights(
     "Read an image's columns and write columns.csv, model.xyz (extended XYZ, Å), heights.png, model.png, run.json and report.html."
     use_style()
     columns, fit = read(m, network, tilted)
-    atoms, text = build_model(columns, fit), summarise_heights(m, columns, fit)
+    atoms, text, made = build_model(columns, fit), summarise_heights(m, columns, fit), _record(network, fit, m, tilted, params)
     atoms.info['note'] = 'metal columns measured, flat exit side assumed; where measured is F, assumed from the lattice'
     pngs = [as_png(ax.figure, DPI) for ax in (show_columns(m, columns), plot_model(atoms))]
-    pics, table = _pictures(*pngs), columns[[k for k in columns if not k.startswith('p_')]].round(3)
-    made = dict(params, tilted=tilted, sampling_nm=m.sampling/NM, model=network.settings, lattice_scale=fit.scale,
-                asymmetry=None if np.isnan(fit.asymmetry) else fit.asymmetry, simulated=fit.simulated, **provenance())
-    with whole_folder(out) as tmp:
-        columns.round(4).to_csv(tmp/'columns.csv', index=False)
-        ase.io.write(tmp/'model.xyz', atoms, format='extxyz')
-        for png, name in zip(pngs, ('heights.png', 'model.png')): (tmp/name).write_bytes(png)
-        write_json(tmp/'run.json', made)
-        record, notes = '\n'.join(f'{k}: {v}' for k, v in made.items()), [*m.notes, CAUTION, *_trained(network.card)]
-        (tmp/'report.html').write_text(html_page(m.name, text, table, pics, notes, record, 'Columns', LEGEND), encoding='utf-8')
+    with result_folder(out) as folder:
+        columns.round(4).to_csv(folder/'columns.csv', index=False)
+        ase.io.write(folder/'model.xyz', atoms, format='extxyz')
+        for png, name in zip(pngs, ('heights.png', 'model.png')): (folder/name).write_bytes(png)
+        write_json(folder/'run.json', made)
+        (folder/'report.html').write_text(_page(m, text, columns, pngs, network, made), encoding='utf-8')
     return text

@@ -11,6 +11,7 @@ __all__ = ['CLIP', 'CONTRAST', 'LOOSE', 'KEEP_IN_MEMORY', 'CARD', 'network_input
 # %% ../../nbs/datasets/03_batches.ipynb #54e4829c
 from base64 import b64encode
 from dataclasses import replace
+from html import escape
 from io import BytesIO
 from pathlib import Path
 import hashlib, random
@@ -24,9 +25,10 @@ from PIL import Image
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from scipy import ndimage
-from torch.nn import functional as F
+from fastcore.basics import patch
 from sklearn.model_selection import GroupShuffleSplit
-from ..core import NM, UserError, default_device, provenance, torch_rng, whole_file, whole_folder, write_json
+from torch.nn import functional as F
+from ..core import NM, UserError, default_device, provenance, torch_rng, whole_file, result_folder, write_json
 from ..figures import show_image, show_images, use_style
 from ..simulate.microscope import expose, images, intensity, take, to_device
 from .recipes import Recipe, fingerprint
@@ -56,6 +58,16 @@ def relative_input(
     return (CONTRAST*(image/mean.clamp(min=1e-12) - 1)).clamp(-CLIP, CLIP)[:, None]
 
 # %% ../../nbs/datasets/03_batches.ipynb #ef141a57
+def _background(image, inside):  # mean (n, 1, 1) of what lies outside of the outlines
+    out = 1 - inside
+    return (image*out).sum((-2, -1), keepdim=True)/out.sum((-2, -1), keepdim=True).clamp(min=1)
+
+def _to_middle(inside):  # whole pixels (y, x) from each outline's centre to the middle of the field
+    n, area = inside.shape[-1], inside.sum((-2, -1)).clamp(min=1)
+    at = torch.arange(n, device=inside.device, dtype=torch.float32)
+    return [[n//2 - round(v) for v in c] for c in zip(*((inside.sum(d)@at/area).tolist() for d in (-1, -2)))]
+
+# %% ../../nbs/datasets/03_batches.ipynb #074bc406
 def cut_out(
     image:torch.Tensor,  # (n, y, x), square; no particle across a side
     outlines:torch.Tensor,  # bool (n, y, x)
@@ -63,12 +75,9 @@ def cut_out(
 )->torch.Tensor:  # float32 (n, px, px), 0 outside of the outlines
     "The particles alone, each in the middle of a smaller field."
     inside, n = outlines.float(), image.shape[-1]
-    ground = (image*(1 - inside)).sum((-2, -1), keepdim=True)/(1 - inside).sum((-2, -1), keepdim=True).clamp(min=1)
-    at, area = torch.arange(n, device=image.device, dtype=torch.float32), inside.sum((-2, -1)).clamp(min=1)
-    shifts = [[n//2 - round(v) for v in c] for c in zip(*((inside.sum(d)@at/area).tolist() for d in (-1, -2)))]
-    corner = slice(n//2 - px//2, n//2 - px//2 + px)
+    shifts, corner = _to_middle(inside), slice(n//2 - px//2, n//2 - px//2 + px)
     middle = lambda a: torch.stack([v.roll(s, (-2, -1))[corner, corner] for v, s in zip(a, shifts)])
-    return middle(image - ground)*F.avg_pool2d(middle(inside)[:, None], 3, 1, 1)[:, 0]
+    return middle(image - _background(image, inside))*F.avg_pool2d(middle(inside)[:, None], 3, 1, 1)[:, 0]
 
 # %% ../../nbs/datasets/03_batches.ipynb #2054d264
 LOOSE = 2.  # Å
@@ -78,8 +87,10 @@ def distances(
 )->torch.Tensor:  # float16 (n, y, x)
     "Pixels to the outline, negative inside."
     edt = ndimage.distance_transform_edt
-    return torch.from_numpy(np.stack([np.where(o, .5 - edt(o), edt(~o) - .5) for o in np.asarray(outlines, bool)]).astype(np.float16))
+    signed = [np.where(o, .5 - edt(o), edt(~o) - .5) for o in np.asarray(outlines, bool)]
+    return torch.from_numpy(np.stack(signed).astype(np.float16))
 
+# %% ../../nbs/datasets/03_batches.ipynb #b55e414b
 def loosened(
     distance:torch.Tensor,  # (n, y, x), from `distances`
     sampling:float,  # Å per pixel
@@ -87,24 +98,29 @@ def loosened(
 )->torch.Tensor:  # bool (n, y, x)
     "Each outline drawn tighter or wider at random, by up to `LOOSE`."
     far = LOOSE/sampling*(2*torch.rand(len(distance), 1, 1, generator=generator, device=distance.device) - 1)
-    return distance < torch.maximum(far, distance.amin((-2, -1), keepdim=True) + 1)  # something is left of every particle
+    return distance < torch.maximum(far, distance.amin((-2, -1),
+                                                       keepdim=True) + 1)  # something is left of every particle
 
 # %% ../../nbs/datasets/03_batches.ipynb #67df11bd
+def _cut(labels, rows, share, seed):  # rows left, and rows of a share of the structures
+    if not share: return rows, rows[:0]
+    groups = labels.structure.iloc[rows]
+    if len(set(groups)) < 2:
+        raise UserError(f'{labels.structure.nunique()} structures are too few to split into training, validation and '
+                        f'test')
+    a, b = next(GroupShuffleSplit(1, test_size=share, random_state=seed).split(rows, groups=groups))
+    return rows[a], rows[b]
+
+# %% ../../nbs/datasets/03_batches.ipynb #fb1a8b9e
 def split_by_structure(
     labels:pd.DataFrame,  # with the column `structure`, one row per sample
     valid:float=.1,  # share of the structures
     test:float=.2,
     seed:int=0,
 )->tuple[np.ndarray,np.ndarray,np.ndarray]:  # sample numbers of training, validation and test
-    "Random split in which no structure is on two sides."
-    def cut(rows, share, state):
-        if not share: return rows, rows[:0]
-        if len(set(labels.structure.iloc[rows])) < 2:
-            raise UserError(f'{labels.structure.nunique()} structures are too few to split into training, validation and test')
-        a, b = next(GroupShuffleSplit(1, test_size=share, random_state=state).split(rows, groups=labels.structure.iloc[rows]))
-        return rows[a], rows[b]
-    rest, held = cut(np.arange(len(labels)), test, seed)
-    train, val = cut(rest, valid/(1 - test), seed)
+    "Random split in which no structure is on two sides. Raises `UserError` for too few structures."
+    rest, held = _cut(labels, np.arange(len(labels)), test, seed)
+    train, val = _cut(labels, rest, valid/(1 - test), seed)
     return train, val, held
 
 # %% ../../nbs/datasets/03_batches.ipynb #8b7f4ead
@@ -115,7 +131,9 @@ def check_split(
     "Raises `UserError` if a structure is on two sides: the score would be that of a memory."
     groups = [set(labels.structure.iloc[np.asarray(p, int)]) for p in parts]
     shared = {s for i, a in enumerate(groups) for b in groups[:i] for s in a & b}
-    if shared: raise UserError(f'{len(shared)} structures (such as {min(shared)}) are on two sides of the split: use split_by_structure')
+    if shared:
+        raise UserError(f'{len(shared)} structures (such as {min(shared)}) are on two sides of the split: use '
+                        f'split_by_structure')
 
 # %% ../../nbs/datasets/03_batches.ipynb #0a1248bc
 def frozen_images(
@@ -127,10 +145,12 @@ def frozen_images(
     "A fixed image of each sample: a pure function of the recipe, the sample's number and the image's."
     out = torch.empty(len(idx), *[store.recipe.out_gpts]*2)
     for part, rows, numbers in store.parts(idx):
-        for some in np.array_split(np.arange(len(rows)), -(-len(rows)//batch)): out[rows[some]] = _frozen(part, numbers[some], image)
+        for some in np.array_split(np.arange(len(rows)), -(-len(rows)//batch)):
+            out[rows[some]] = _frozen(part, numbers[some], image)
     return out
 
-def _frozen(store, idx, image):
+# %% ../../nbs/datasets/03_batches.ipynb #cb21805d
+def _frozen(store, idx, image):  # counts (n, y, x), each with noise of its own
     m, key = conditions(store.recipe, idx, image=image), [image] if image else []
     clean = intensity(store.waves(idx), m, store.sampling)
     return torch.stack([expose(im, take(m, k), store.sampling, torch_rng(store.recipe.seed, 'noise', i, *key))
@@ -144,6 +164,7 @@ def pairs(
     "Each sample with each of its images."
     return np.stack([np.repeat(np.asarray(idx, int), images), np.tile(np.arange(images), len(idx))], 1)
 
+# %% ../../nbs/datasets/03_batches.ipynb #2341058e
 def frozen_set(
     store:Store,
     items,  # (n, 2): sample, image
@@ -156,8 +177,10 @@ def frozen_set(
         out[rows] = frozen_images(store, items[rows, 0], int(k))
     return out
 
+# %% ../../nbs/datasets/03_batches.ipynb #fb89037a
 def _outlines(store, idx): return torch.from_numpy(store.maps(idx) > 0)
 
+# %% ../../nbs/datasets/03_batches.ipynb #1b92935a
 def frozen_inputs(
     store:Store,
     items,  # (n, 2): sample, image
@@ -176,6 +199,7 @@ def dihedral(
     image = torch.rot90(image, k % 4, (-2, -1))
     return image.transpose(-2, -1) if k > 3 else image
 
+# %% ../../nbs/datasets/03_batches.ipynb #a7b4ed29
 def undo_dihedral(
     image:torch.Tensor,  # (..., y, x), square
     k:int,  # 0 … 7
@@ -191,7 +215,8 @@ def moved(
 )->torch.Tensor:
     "Each image shifted by whole pixels and turned or reflected, at random."
     far, draw = int(recipe.shift_nm*NM/recipe.sampling), dict(generator=generator, device=image.device)
-    turns, shifts = torch.randint(8, (len(image),), **draw).tolist(), torch.randint(-far, far + 1, (len(image), 2), **draw).tolist()
+    turns = torch.randint(8, (len(image),), **draw).tolist()
+    shifts = torch.randint(-far, far + 1, (len(image), 2), **draw).tolist()
     return torch.stack([dihedral(im.roll(s, (-2, -1)), k) for im, k, s in zip(image, turns, shifts)])
 
 # %% ../../nbs/datasets/03_batches.ipynb #9d2d838a
@@ -224,19 +249,21 @@ class WaveLoader(DataLoader):
     "fastai `DataLoader` over samples of a store: batches are (network input, class index), fresh each epoch."
     def __init__(self, store, idx, y, bs=32, cut=None, **kwargs):
         super().__init__(list(range(len(idx))), bs=bs, **kwargs)
-        self.store, self.numbers, self.y, self.cut, self.draws, self.seed = store, np.asarray(idx), torch.as_tensor(y), cut, 0, 0
+        self.store, self.numbers, self.y, self.cut = store, np.asarray(idx), torch.as_tensor(y), cut
+        self.draws, self.seed = 0, 0  # epochs so far, and the seed of their order
         self.kept = store.waves(idx) if len(idx)*store.recipe.out_gpts**2*8 <= KEEP_IN_MEMORY else None
         self.far = distances(_outlines(store, idx)) if cut else torch.empty(len(idx), 0)
     def before_iter(self): next_epoch(self)
     def create_item(self, i): return i
     def create_batch(self, rows):
         n = self.numbers[rows]
-        return self.kept[rows] if self.kept is not None else self.store.waves(n), self.far[rows], torch.as_tensor(n), self.y[rows]
+        waves = self.kept[rows] if self.kept is not None else self.store.waves(n)
+        return waves, self.far[rows], torch.as_tensor(n), self.y[rows]
     def after_batch(self, b):
         waves, far, n, y = b
-        x = torch.cat([self._seen(part, waves[rows], far[rows], numbers) for part, rows, numbers in self.store.parts(n.cpu().numpy())])
-        order = np.concatenate([rows for _, rows, _ in self.store.parts(n.cpu().numpy())])
-        return network_input(x), y[order]
+        parts = list(self.store.parts(n.cpu().numpy()))
+        x = torch.cat([self._seen(part, waves[rows], far[rows], numbers) for part, rows, numbers in parts])
+        return network_input(x), y[np.concatenate([rows for _, rows, _ in parts])]
     def _seen(self, part, waves, far, numbers):
         counts = fresh_images(waves, numbers, part.recipe, self.draws, not self.cut)
         if not self.cut: return counts
@@ -244,17 +271,23 @@ class WaveLoader(DataLoader):
         outlines = loosened(far, part.sampling, g)
         turns = torch.randint(8, (len(counts),), generator=g, device=counts.device).tolist()
         return torch.stack([dihedral(c, k) for c, k in zip(cut_out(counts, outlines, self.cut), turns)])
-    def show_batch(self, max_n=10):
-        "Images of a new batch as the network sees them, with class, size and defocus."
-        self.draws += 1
-        rows = self.get_idxs()[:max_n]
-        waves, far, n, y = self.create_batch(rows)
-        x, _ = self.after_batch((waves.to(self.device), far.to(self.device), n, y))
-        titles = []
-        for part, _, k in self.store.parts(n.tolist()):
-            m, t = conditions(part.recipe, k.tolist(), self.draws), part.labels.iloc[k]
-            titles += [f'{c}\n{s/NM:.1f} nm, {d/NM:+.1f} nm' for c, s, d in zip(t['class'], t.get('size', t.n_atoms), m.defocus.tolist())]
-        return show_images(x[:, 0].cpu(), self.store.sampling, titles)
+
+# %% ../../nbs/datasets/03_batches.ipynb #babfb50e
+def _titles(store, numbers, draws):  # class, size and defocus of each image
+    out = []
+    for part, _, k in store.parts(numbers):
+        m, t = conditions(part.recipe, k.tolist(), draws), part.labels.iloc[k]
+        sizes = t.get('size', t.n_atoms)
+        out += [f'{c}\n{s/NM:.1f} nm, {d/NM:+.1f} nm' for c, s, d in zip(t['class'], sizes, m.defocus.tolist())]
+    return out
+
+@patch
+def show_batch(self:WaveLoader, max_n:int=10):
+    "Images of a new batch as the network sees them, with class, size and defocus."
+    self.draws += 1
+    waves, far, n, y = self.create_batch(self.get_idxs()[:max_n])
+    x, _ = self.after_batch((waves.to(self.device), far.to(self.device), n, y))
+    return show_images(x[:, 0].cpu(), self.store.sampling, _titles(self.store, n.tolist(), self.draws))
 
 # %% ../../nbs/datasets/03_batches.ipynb #087e608e
 class FrozenLoader(DataLoader):
@@ -263,13 +296,15 @@ class FrozenLoader(DataLoader):
         super().__init__(list(range(len(items))), bs=bs, **kwargs)
         self.recipe = replace(store.recipe, shift_nm=0.) if cut else store.recipe  # what is cut out stays in the middle
         self.y, self.draws, self.seed = torch.as_tensor(y), 0, 0
-        self.x = torch.cat([frozen_inputs(store, part, cut).half() for part in np.array_split(items, -(-len(items)//512))])
+        parts = np.array_split(items, -(-len(items)//512))
+        self.x = torch.cat([frozen_inputs(store, part, cut).half() for part in parts])
     def before_iter(self): next_epoch(self)
     def create_item(self, i): return i
     def create_batch(self, rows): return self.x[rows], torch.as_tensor(rows), self.y[rows]
     def after_batch(self, b):
         x, rows, y = b
-        return moved(x.float(), self.recipe, torch_rng(self.recipe.seed, 'moved', self.draws, int(rows[0]), device=x.device)), y
+        g = torch_rng(self.recipe.seed, 'moved', self.draws, int(rows[0]), device=x.device)
+        return moved(x.float(), self.recipe, g), y
 
 # %% ../../nbs/datasets/03_batches.ipynb #2bf0f1ce
 def class_index(
@@ -280,6 +315,11 @@ def class_index(
     return labels['class'].map({c: i for i, c in enumerate(classes)}).to_numpy()
 
 # %% ../../nbs/datasets/03_batches.ipynb #f8f1d558
+def _about(store, *asked):  # twelve hexadecimal digits of the recipes and of what was asked for
+    prints = [fingerprint(part.recipe) for part, _, _ in store.parts(range(len(store)))]
+    return hashlib.sha256(' '.join(map(str, (prints, *asked))).encode()).hexdigest()[:12]
+
+# %% ../../nbs/datasets/03_batches.ipynb #cead8c01
 def dataloaders(
     store:Store,
     train,  # sample numbers; or pairs (n, 2) of sample and image for training on a frozen set
@@ -288,9 +328,9 @@ def dataloaders(
     device:torch.device|None=None,  # default: CUDA where there is one
     cut:int|None=None,  # the particles alone, in fields of so many pixels
 )->DataLoaders:
-    """fastai `DataLoaders`: fresh images for training unless pairs are given, frozen ones for validation. `vocab` holds the class names,
-    `about` twelve hexadecimal digits of recipe, samples and batch size.
-    Raises `UserError` if a structure is in both."""
+    """fastai `DataLoaders`: fresh images for training unless pairs are given, frozen ones for validation. `vocab`
+    holds the class names, `about` twelve hexadecimal digits of recipe, samples and batch size. Raises `UserError` if
+    a structure is in both."""
     train, valid = np.asarray(train, int), np.asarray(valid, int)
     frozen, valid = train.ndim == 2, valid if valid.ndim == 2 else pairs(valid, 1)
     samples = train[:, 0] if frozen else train
@@ -298,11 +338,10 @@ def dataloaders(
     y, device = class_index(store.labels, store.recipe.classes), device or default_device()
     fixed = list(zip(frozen_inputs(store, valid, cut), torch.as_tensor(y[valid[:, 0]])))
     many = dict(bs=bs, shuffle=True, drop_last=len(train) > bs, device=device, cut=cut)
-    dls = DataLoaders((FrozenLoader if frozen else WaveLoader)(store, train, y[samples], **many), DataLoader(fixed, bs=2*bs, device=device))
+    loader = (FrozenLoader if frozen else WaveLoader)(store, train, y[samples], **many)
+    dls = DataLoaders(loader, DataLoader(fixed, bs=2*bs, device=device))
     dls.vocab = list(store.recipe.classes)
-    prints = [fingerprint(part.recipe) for part, _, _ in store.parts(range(len(store)))]
-    asked = f'{prints} {train.tolist()} {valid.tolist()} {bs} {cut}'
-    dls.about = hashlib.sha256(asked.encode()).hexdigest()[:12]
+    dls.about = _about(store, train.tolist(), valid.tolist(), bs, cut)
     return dls
 
 # %% ../../nbs/datasets/03_batches.ipynb #2e78fb4f
@@ -313,39 +352,50 @@ def eight_bits(
     low, high = np.percentile(image, (.5, 99.5), (-2, -1), keepdims=True)
     return np.clip(255*(np.asarray(image) - low)/np.maximum(high - low, 1e-12), 0, 255).round().astype(np.uint8)
 
+# %% ../../nbs/datasets/03_batches.ipynb #a3a1c069
 def _save(path, image, sampling):
     if path.suffix == '.png': Image.fromarray(eight_bits(image)).save(path)
     else: tifffile.imwrite(path, image, resolution=(1e8/sampling,)*2, resolutionunit='CENTIMETER')
 
 # %% ../../nbs/datasets/03_batches.ipynb #6e78fc1f
+def _save_frozen(store, idx, k, folder, kind):  # files of one frozen image of each sample; their rows of the table
+    r, m, rows = store.recipe, conditions(store.recipe, idx, image=k), []
+    for n, (i, image) in enumerate(zip(idx, frozen_images(store, idx, k))):
+        name = f'{i:06d}' + (f'_{k}' if r.images > 1 else '') + f'.{kind}'
+        _save(folder/name, image.numpy(), store.sampling)
+        rows.append(dict(file=name, **store.labels.iloc[i], **{c: float(v[n]) for c, v in m.values.items()}))
+    return rows
+
+# %% ../../nbs/datasets/03_batches.ipynb #dc752baf
 def save_images(
     store:Store,
     idx,  # sample numbers
     out:str|Path,  # a new folder, or an older export
     kind:str='png',  # or 'tiff'
 )->Path:
-    "Frozen images of the samples, all `images` of each, and table.csv. Raises `UserError` for an unknown kind or a folder with other things in it."
+    """Frozen images of the samples, all `images` of each, and table.csv. Raises `UserError` for an unknown kind, or a
+    folder with other things in it."""
     if kind not in ('png', 'tiff'): raise UserError(f'images are saved as png or tiff, not as {kind!r}')
-    r, rows = store.recipe, []
-    with whole_folder(out) as folder:
-        for k in range(r.images):
-            m = conditions(r, idx, image=k)
-            for n, (i, image) in enumerate(zip(idx, frozen_images(store, idx, k))):
-                name = f'{i:06d}' + (f'_{k}' if r.images > 1 else '') + f'.{kind}'
-                _save(folder/name, image.numpy(), store.sampling)
-                rows.append(dict(file=name, **store.labels.iloc[i], **{c: float(v[n]) for c, v in m.values.items()}))
+    r = store.recipe
+    with result_folder(out) as folder:
+        rows = [row for k in range(r.images) for row in _save_frozen(store, idx, k, folder, kind)]
         pd.DataFrame(rows).to_csv(folder/'table.csv', index=False)
         write_json(folder/'run.json', dict(recipe=r.name, sampling_A=store.sampling, samples=len(idx), **provenance()))
     return Path(out)
 
 # %% ../../nbs/datasets/03_batches.ipynb #484b95b2
-def _histograms(store, axs):
+def _distributions(store):  # what the card shows of labels and imaging conditions, by axis label
     t, m = store.labels, conditions(store.recipe, range(min(len(store), 5000)))
-    columns = {'size (nm)': t['size']/NM if 'size' in t else None, 'atoms': t.get('n_atoms'),
-            'support (nm)': t['support']/NM if 'support' in t else None,
-               'defocus (nm)': m.defocus.numpy()/NM, 'dose (e⁻/Å²)': m.dose.numpy()}
-    t['class'].value_counts(sort=False).plot.barh(ax=axs[0], xlabel='samples', ylabel='')
-    for ax, (name, v) in zip(axs[1:], ((k, v) for k, v in columns.items() if v is not None)):
+    of = lambda k: t[k]/NM if k in t else None
+    columns = {'size (nm)': of('size'), 'atoms': t.get('n_atoms'), 'support (nm)': of('support'),
+               'defocus (nm)': m.defocus.numpy()/NM,
+               'dose (e⁻/Å²)': m.dose.numpy()}
+    return {k: v for k, v in columns.items() if v is not None}
+
+# %% ../../nbs/datasets/03_batches.ipynb #7f8a65dc
+def _histograms(store, axs):
+    store.labels['class'].value_counts(sort=False).plot.barh(ax=axs[0], xlabel='samples', ylabel='')
+    for ax, (name, v) in zip(axs[1:], _distributions(store).items()):
         logarithmic = name.startswith('dose') and np.min(v) > 0 and np.max(v) > 3*np.min(v)
         ax.hist(v, np.geomspace(np.min(v), np.max(v), 30) if logarithmic else 30)
         ax.set(xlabel=name, ylabel='samples', xscale='log' if logarithmic else 'linear')
@@ -363,8 +413,8 @@ def plot_card(
     for ax in axs.flat:
         if not ax.has_data(): ax.axis('off')
     idx = np.linspace(0, len(store) - 1, min(n, len(store))).astype(int)
-    for ax, im, name in zip(bottom.subplots(-(-n//5), 5, squeeze=False).flat, frozen_images(store, idx), store.labels['class'].iloc[idx]):
-        show_image(im, store.sampling, ax, name)
+    names, axs = store.labels['class'].iloc[idx], bottom.subplots(-(-n//5), 5, squeeze=False)
+    for ax, im, name in zip(axs.flat, frozen_images(store, idx), names): show_image(im, store.sampling, ax, name)
     return fig
 
 # %% ../../nbs/datasets/03_batches.ipynb #857e0205
@@ -375,20 +425,24 @@ td,th{{text-align:left;padding:0 1rem 0 0;vertical-align:top}}</style>
 <img alt="Histograms of classes, sizes and imaging conditions, and sample images" src="data:image/png;base64,{picture}">
 <h2>Recipe</h2><table>{rows}</table></html>"""
 
+# %% ../../nbs/datasets/03_batches.ipynb #88955bd2
+def _card_page(store, png):  # HTML
+    r = store.recipe
+    rows = ''.join(f'<tr><th>{escape(k)}<td>{escape(str(v))}' for k, v in vars(r).items() if v not in (None, ()))
+    return CARD.format(name=escape(r.name), n=len(store), gpts=r.out_gpts, sampling=store.sampling/NM,
+                       structures=store.labels.structure.nunique(), picture=b64encode(png).decode(), rows=rows)
+
+# %% ../../nbs/datasets/03_batches.ipynb #470170f9
 def write_card(
     store:Store,
     out:str|Path|None=None,  # folder; default: the store's own
 )->Path:  # card.html
     "Write card.png and card.html (self-contained) for a store."
-    from html import escape
     use_style()
     folder, picture, fig = Path(out or store.path), BytesIO(), plot_card(store)
     fig.savefig(picture, format='png', dpi=150); plt.close(fig)
-    r = store.recipe
-    rows = ''.join(f'<tr><th>{escape(k)}<td>{escape(str(v))}' for k, v in vars(r).items() if v not in (None, ()))
-    page = CARD.format(name=escape(r.name), n=len(store), gpts=r.out_gpts, sampling=store.sampling/NM, structures=store.labels.structure.nunique(),
-                       picture=b64encode(picture.getvalue()).decode(), rows=rows)
+    png = picture.getvalue()
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in (('card.png', picture.getvalue()), ('card.html', page.encode())):
+    for name, data in (('card.png', png), ('card.html', _card_page(store, png).encode())):
         with whole_file(folder/name) as part: part.write_bytes(data)
     return folder/'card.html'

@@ -15,19 +15,20 @@ import numpy as np
 import torch
 from torch import nn
 from ..core import UserError
-from ..datasets.batches import cut_out, frozen_inputs, frozen_set, network_input, pairs, split_by_structure
-from ..learn.evaluate import logits, score
+from ..simulate.structures import closed_shell
 from ..simulate.grains import MODELS
-from ..micrographs.particles import measure_lattice
-from ..micrographs.reading import Micrograph
 from ..datasets.recipes import KINDS, Recipe
 from ..datasets.samples import sample
 from ..datasets.store import Joined, Store
-from ..simulate.structures import closed_shell
+from ..datasets.batches import cut_out, frozen_inputs, frozen_set, network_input, pairs, split_by_structure
+from ..learn.evaluate import logits, score
+from ..micrographs.reading import Micrograph
+from ..micrographs.particles import measure_lattice
 
 # %% ../../nbs/studies/01_crystallinity.ipynb #76f7838e
 CLASSES = KINDS['grains']
-SETS = {'Pattern': ('pattern',), 'SimulationC': ('carbon',), 'SimulationC+Si': ('carbon', 'silicon'), 'Poly': ('carbon', 'silicon', 'poly'),
+SETS = {'Pattern': ('pattern',), 'SimulationC': ('carbon',), 'SimulationC+Si': ('carbon', 'silicon'),
+        'Poly': ('carbon', 'silicon', 'poly'),
         'silicon': ('silicon',)}  # the last is ours: what silicon alone teaches about carbon
 
 @lru_cache
@@ -35,6 +36,7 @@ def _closed_shells(element):  # atoms and size of each model
     models = [closed_shell(*m, element=element) for m in MODELS]
     return {(len(m), round(2*float(np.linalg.norm(m.positions, axis=1).max()), 3)) for m in models}
 
+# %% ../../nbs/studies/01_crystallinity.ipynb #03a19719
 def closed_shells(
     store:Store,
 )->np.ndarray:  # bool (n,)
@@ -44,11 +46,13 @@ def closed_shells(
     known = _closed_shells(store.recipe.element)
     return np.array([(n, round(size, 3)) in known for n, size in zip(t.n_atoms, t['size'])])
 
+# %% ../../nbs/studies/01_crystallinity.ipynb #6bc379a3
 def study_set(
     stores:Sequence[Store],
     seed:int=0,  # of the splits
 )->tuple[Joined,np.ndarray,np.ndarray,np.ndarray]:  # the stores as one; sample numbers of training, validation and test
-    "Stores joined, each split 60 : 20 : 20 by structure in a way that does not depend on the others; closed-shell models are trained on only."
+    """Stores joined, each split 60 : 20 : 20 by structure in a way that does not depend on the others; closed-shell
+    models are trained on only."""
     whole = Joined(stores)
     whole.recipe = replace(whole.recipe, classes=CLASSES)  # also where silicon alone knows two of them
     splits = [split_by_structure(s.labels, .2, .2, seed) for s in stores]
@@ -66,6 +70,7 @@ def two_classes(
     probs = np.asarray(probs)
     return np.stack([probs[:, 0], probs[:, 1:].sum(1)], 1)
 
+# %% ../../nbs/studies/01_crystallinity.ipynb #aa99eab6
 def both_scores(
     y,  # class numbers (n,)
     probs,  # (n, 3)
@@ -73,7 +78,8 @@ def both_scores(
 )->dict[str,dict]:  # 'two' and 'three', each as `score`
     "The answers to both questions."
     y = np.asarray(y)
-    return dict(two=score(np.minimum(y, 1), two_classes(probs), TWO, structures), three=score(y, probs, CLASSES, structures))
+    return dict(two=score(np.minimum(y, 1), two_classes(probs), TWO, structures),
+                three=score(y, probs, CLASSES, structures))
 
 # %% ../../nbs/studies/01_crystallinity.ipynb #7cf912e6
 def found_outlines(
@@ -89,6 +95,7 @@ def found_outlines(
         if len(there): out[k] = labels == min(there, key=lambda v: np.hypot(*(np.argwhere(labels == v).mean(0) - n//2)))
     return torch.from_numpy(out)
 
+# %% ../../nbs/studies/01_crystallinity.ipynb #d9c2dec8
 def found_logits(
     model:nn.Module,
     store:Store|Joined,
@@ -102,7 +109,8 @@ def found_logits(
     outlines = found_outlines(counts, store.sampling, find)
     found = outlines.flatten(1).any(1)
     out = torch.zeros(len(counts), len(store.recipe.classes))
-    if found.any(): out[found] = logits(model, network_input(cut_out(counts[found], outlines[found], cut)), symmetries=symmetries)
+    if found.any():
+        out[found] = logits(model, network_input(cut_out(counts[found], outlines[found], cut)), symmetries=symmetries)
     return out, found.numpy()
 
 # %% ../../nbs/studies/01_crystallinity.ipynb #193ec672
@@ -110,32 +118,41 @@ LOW, HIGH, STEP = .3, .75, .0125  # Å⁻¹: gold's {111} to {220}, and the grid
 IN_PHASE = .5  # of N²
 
 def _intensities(xy, g, step=500):  # |Σ exp(2πi g·r)|²/N² at the frequencies
-    return np.concatenate([np.abs(np.exp(2j*np.pi*(part@xy.T)).sum(1))**2/len(xy)**2 for part in np.array_split(g, -(-len(g)//step))])
+    return np.concatenate([np.abs(np.exp(2j*np.pi*(part@xy.T)).sum(1))**2/len(xy)**2
+                           for part in np.array_split(g, -(-len(g)//step))])
 
-def _half_ring():
+def _half_ring():  # frequencies (n, 2) in 1/Å of the upper half between LOW and HIGH
     n = np.arange(-round(HIGH/STEP), round(HIGH/STEP) + 1)*STEP
     g = np.stack(np.meshgrid(n, n), -1).reshape(-1, 2)
     r = np.linalg.norm(g, axis=1)
     return g[(r > LOW) & (r < HIGH) & ((g[:, 0] > 0) | (g[:, 0] == 0) & (g[:, 1] > 0))]
 
 # %% ../../nbs/studies/01_crystallinity.ipynb #560caff3
+def _reflections(xy, g):  # frequencies at which a crystal's atoms are in phase, its greatest intensity, and its width in 1/Å
+    power = _intensities(xy, g)
+    return g[power > IN_PHASE], round(float(power.max()), 3), 1/max(np.ptp(xy, 0).max(), 1.)
+
+def _is_new(spots, used, width):  # whether a spot is farther than its width from all that were seen before
+    return bool((np.abs(spots[:, None] - used).max(-1).min(1, initial=np.inf) > width).any())
+
+# %% ../../nbs/studies/01_crystallinity.ipynb #366700af
 def crystals_diffracting(
     recipe:Recipe,  # of grains
     i:int,  # sample number
-)->dict:  # `crystals`; `diffracting`; `strongest`, each crystal's strongest reflection as a share of all its atoms in phase; `atoms` of each
-    "How many of a particle's crystals diffract towards the image; an amorphous particle is asked as if it were one. Our definition, see above."
-    if recipe.kind != 'grains': raise UserError(f'{recipe.kind} are not taken apart into crystals: give a recipe of grains')
+)->dict:  # `crystals`; `diffracting`; `strongest`: each one's strongest reflection over all atoms in phase; `atoms`
+    """How many of a particle's crystals diffract towards the image; an amorphous particle is asked as if it were one.
+    Our definition, see above."""
+    if recipe.kind != 'grains':
+        raise UserError(f'{recipe.kind} are not taken apart into crystals: give a recipe of grains')
     scene, g, used = sample(recipe, i)[0], _half_ring(), np.zeros((0, 2))
     ours = scene.arrays['particle'] >= 0
     domain = scene.arrays.get('domain', np.zeros(len(scene), int))  # closed-shell models have one
     strongest, atoms, n = [], [], 0
     for k in np.unique(domain[ours]):
         xy = scene.positions[ours & (domain == k), :2]
-        power, width = _intensities(xy, g), 1/max(np.ptp(xy, 0).max(), 1.)
-        spots = g[power > IN_PHASE]
-        new = spots[np.abs(spots[:, None] - used).max(-1).min(1, initial=np.inf) > width]
-        n, used = n + bool(len(new)), np.concatenate([used, spots])
-        strongest.append(round(float(power.max()), 3)); atoms.append(len(xy))
+        spots, power, width = _reflections(xy, g)
+        n, used = n + _is_new(spots, used, width), np.concatenate([used, spots])
+        strongest.append(power); atoms.append(len(xy))
     return dict(crystals=len(atoms), diffracting=n, strongest=strongest, atoms=atoms)
 
 # %% ../../nbs/studies/01_crystallinity.ipynb #e3baa994
@@ -145,9 +162,11 @@ def spot_strengths(
 )->np.ndarray:  # (n,), power of each one's strongest spot over the mean of noise; 0 where none stands out
     "What the frozen images' power spectra show within the particles' true outlines."
     counts, ours = frozen_set(store, pairs(idx, 1)).numpy(), store.maps(idx) > 0
-    found = (measure_lattice(Micrograph(image, store.sampling, ''), o.astype(int), store.recipe.element) for image, o in zip(counts, ours))
+    element, m = store.recipe.element, lambda image: Micrograph(image, store.sampling, '')
+    found = (measure_lattice(m(image), o.astype(int), element) for image, o in zip(counts, ours))
     return np.array([t.fringe_snr.item() for t in found])
 
+# %% ../../nbs/studies/01_crystallinity.ipynb #91aab00d
 def spot_floor(
     store:Store,
     idx,  # sample numbers, of which the amorphous ones count

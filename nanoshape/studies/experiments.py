@@ -41,13 +41,15 @@ def waves(
     workers:int|None=None,  # processes that simulate; default: all cores
     folder:str|Path|None=None,  # where the stores are; default: runs/waves
 )->Store:
-    "The recipe's exit waves under the recipe's microscope; simulated if nobody has done so yet, waited for if somebody is at it."
+    """The recipe's exit waves under the recipe's microscope; simulated if nobody has done so yet, waited for if
+    somebody is at it."""
     alone, store = wave_recipe(recipe), None
     while not store:
         try: store = simulate(alone, Path(folder or project_root()/'runs/waves')/fingerprint(alone), workers)
         except Busy: time.sleep(2)
     if not store.made_here:
-        warnings.warn(f'{store.path} was made by another version of the engine: delete it to have it made anew', stacklevel=2)
+        warnings.warn(f'{store.path} was made by another version of the engine: delete it to have it made anew',
+                      stacklevel=2)
     return store.imaged(name=recipe.name, **{k: getattr(recipe, k) for k in IMAGING})
 
 # %% ../../nbs/studies/00_experiments.ipynb #8d390879
@@ -77,7 +79,8 @@ def noise_ceiling(
     store:Store,
     idx,  # sample numbers
 )->float:  # share of an image's variance; 1 for fewer than ten images
-    "White noise, of electrons and film, of which all but one in a hundred of the frozen images have less (`noise_share`)."
+    """White noise, of electrons and film, of which all but one in a hundred of the frozen images have less
+    (`noise_share`)."""
     return float(np.quantile(noise_share(frozen_set(store, pairs(idx, 1))), .99)) if len(idx) >= 10 else 1.
 
 # %% ../../nbs/studies/00_experiments.ipynb #7684c32c
@@ -94,14 +97,16 @@ def image_logits(
 
 # %% ../../nbs/studies/00_experiments.ipynb #b2ffac24
 def _scored(model, store, items, symmetries, cut=None):  # logits and classes of frozen images
-    return image_logits(model, store, items, symmetries, cut), class_index(store.labels, store.recipe.classes)[items[:, 0]]
+    return image_logits(model, store, items, symmetries, cut), class_index(store.labels,
+                                                                           store.recipe.classes)[items[:, 0]]
 
 # %% ../../nbs/studies/00_experiments.ipynb #17f0f384
 def check_seeds_differ(
     train:int, test:int,  # seeds of two recipes
 ):
     "Raises `UserError` if two recipes have the same seed, and with it the same particles: one cannot test the other."
-    if train == test: raise UserError(f'training and test have the same seed, {test}, and share structures: give the test another')
+    if train == test:
+        raise UserError(f'training and test have the same seed, {test}, and share structures: give the test another')
 
 # %% ../../nbs/studies/00_experiments.ipynb #e154f795
 def _finished_run(out, params):  # metrics of a run that is there already, or None
@@ -123,8 +128,10 @@ def train_and_test(
     symmetries:int=1,  # 8: answers are averaged over the symmetries of the square
     folder:str|Path|None=None,  # of the waves; default: in `out`
 )->dict:  # test scores, sizes of the parts, temperature, threshold, parameters, versions
-    "Simulate, split by structure, train, calibrate, test; a finished run is read back. Raises `UserError` if `out` holds another run."
-    params = dict(recipe=fingerprint(recipe), test=test and fingerprint(test), arch=arch, epochs=epochs, lr=lr, seed=seed,
+    """Simulate, split by structure, train, calibrate, test; a finished run is read back. Raises `UserError` if `out`
+    holds another run."""
+    params = dict(recipe=fingerprint(recipe), test=test and fingerprint(test), arch=arch, epochs=epochs, lr=lr,
+                  seed=seed,
                   wanted_accuracy=wanted_accuracy, symmetries=symmetries)
     out = Path(out)
     if done := _finished_run(out, params): return done
@@ -149,6 +156,7 @@ def _calibrated(model, store, valid, params):  # temperature and threshold, from
     t = fit_temperature(scores, y)
     return t, confidence_threshold((scores/t).softmax(1), y, params['wanted_accuracy'])
 
+# %% ../../nbs/studies/00_experiments.ipynb #b0eda52b
 def _test_scores(model, store, held, items, params, t, threshold):  # of the test images
     scores, y = _scored(model, held, items, params['symmetries'])
     probs = (scores/t).softmax(1).numpy()
@@ -162,9 +170,11 @@ def _finish(model, store, fit, valid, held, items, out, params):  # calibrate, t
     t, threshold = _calibrated(model, store, valid, params)
     metrics = dict(params=params, recipe_keys=recipe_keys(store.recipe), n_train=len(fit), n_valid=len(valid),
                    **_test_scores(model, store, held, items, params, t, threshold), **provenance())
-    card = Card(arch=params['arch'], classes=store.recipe.classes, sampling=store.sampling, gpts=store.recipe.out_gpts, temperature=t,
+    card = Card(arch=params['arch'], classes=store.recipe.classes, sampling=store.sampling,
+                gpts=store.recipe.out_gpts, temperature=t,
                 threshold=threshold, symmetries=params['symmetries'], feret_range_nm=feret_range_nm(store, fit),
-                fringe_snr_min=fringe_floor(store, valid[:400]), noise_max=noise_ceiling(store, valid[:400]), test=metrics,
+                fringe_snr_min=fringe_floor(store, valid[:400]), noise_max=noise_ceiling(store, valid[:400]),
+                test=metrics,
                 recipe=asdict(store.recipe), log=training_log(out), other=dict(licence=LICENCE))
     Network(model, card).save(out/'model.safetensors')
     write_json(out/'metrics.json', metrics)
@@ -179,14 +189,16 @@ def subset(
     among=None,  # True for the samples that may be trained on; default: all
     watch:int=200,  # samples to watch the training by, at most
 )->tuple[np.ndarray,np.ndarray,np.ndarray]:  # sample numbers: for training, to watch it by, for the test
-    "Random samples to train on, other structures to watch by, the last structures for the test. Raises `UserError` if there are too few."
+    """Random samples to train on, other structures to watch by, the last structures for the test. Raises `UserError`
+    if there are too few."""
     s = store.labels.structure.to_numpy()
     test = np.flatnonzero(s > s.max() - held)
     free = (s <= s.max() - held) & (True if among is None else np.asarray(among))
     rest = rng(seed, 'subset').permutation(np.flatnonzero(free))
     train, others = rest[:n], rest[n:][~np.isin(s[rest[n:]], s[rest[:n]])]
     if len(train) < n or not len(others):
-        raise UserError(f'{len(rest)} samples are left beside the test set: too few to train on {n} and watch by others; '
+        raise UserError(f'{len(rest)} samples are left beside the test set: too few to train on {n} and watch by '
+                        f'others; '
                         'simulate more structures')
     return train, others[:watch], test
 
@@ -216,6 +228,7 @@ def _items(store, items):  # pairs (n, 2) of sample and image
     items = np.asarray(items)
     return items if items.ndim == 2 else pairs(items, 1)
 
+# %% ../../nbs/studies/00_experiments.ipynb #91c8d229
 def tested(
     model:nn.Module,
     store:Store,
@@ -246,7 +259,8 @@ def predictions(
     items, card = _items(store, items), network.card
     probs = (image_logits(network.module, store, items, card.symmetries, card.cut)/card.temperature).softmax(1).numpy()
     t = store.labels.iloc[items[:, 0]].reset_index(drop=True)
-    out = pd.DataFrame(dict(sample=items[:, 0], image=items[:, 1], true=t['class'], answer=np.array(card.classes)[probs.argmax(1)],
+    out = pd.DataFrame(dict(sample=items[:, 0], image=items[:, 1], true=t['class'],
+                            answer=np.array(card.classes)[probs.argmax(1)],
                             size_nm=t['size']/NM, support_nm=t['support']/NM if 'support' in t else np.nan))
     angles = {k: np.degrees(t[k]) for k in t if k.startswith('angle_')}
     by_class = {f'p_{c}': p for c, p in zip(card.classes, probs.T.astype(float))}
@@ -261,7 +275,8 @@ def write_scores(
 ):
     "metrics.json of an experiment: scores, versions, and what made the waves. The run is done: its checkpoints go."
     made = {f'waves_{k}': store.made_with.get(k) for k in ('commit', 'engine')}
-    metrics = dict(params=params, tests=tests, recipe_keys=recipe_keys(store.recipe), waves=store.path.name, **made, **provenance())
+    metrics = dict(params=params, tests=tests, recipe_keys=recipe_keys(store.recipe), waves=store.path.name, **made,
+                   **provenance())
     write_json(Path(out)/'metrics.json', metrics)
     for state in Path(out).rglob('state.pt'): state.unlink()
 
@@ -277,14 +292,16 @@ def detector(
     workers:int|None=None,  # processes that simulate; default: all cores
     folder:str|Path|None=None,  # of the waves
 )->Network:
-    """A U-Net that finds particles, trained on simulated fields; goes on behind the last finished epoch of a killed training.
-    Writes `out`/model.safetensors."""
+    """A U-Net that finds particles, trained on simulated fields; goes on behind the last finished epoch of a killed
+    training. Writes `out`/model.safetensors."""
     stores, out = [waves(r, workers, folder) for r in recipes], Path(out)
     out.mkdir(parents=True, exist_ok=True)
     dls = field_loaders(stores, cuts=cuts, bs=bs)
-    learn = fit_model(dls, 'unet', epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', loss=mask_loss, metric=pixel_iou)
+    learn = fit_model(dls, 'unet', epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', loss=mask_loss,
+                      metric=pixel_iou)
     card = Card(arch='unet', classes=CHANNELS, sampling=stores[0].sampling, gpts=WIDTH,
-                recipes=[asdict(s.recipe) for s in stores], log=training_log(out), other=dict(seed=seed, licence=LICENCE, **provenance()))
+                recipes=[asdict(s.recipe) for s in stores], log=training_log(out),
+                other=dict(seed=seed, licence=LICENCE, **provenance()))
     Network(learn.model, card).save(out/'model.safetensors')
     return Network.load(out/'model.safetensors')
 
@@ -325,8 +342,10 @@ def simulated_micrograph(
 TILE, TILE_PIXEL_NM = 'real/sintering/train_image_12.png', .0586
 TILE_NOTE = ('The micrograph is a tile of the data set msa-em/microscopy-seg-track (doi 10.69761/HDTA8338, CC BY 4.0): '
              'metal particles on an amorphous film, sintering at 800 °C. '
-             'The file gives no pixel size; 0.0586 nm follows from its {111} fringes if the metal is gold, which is an assumption.')
-SIMULATED_NOTE = 'No real micrograph was at hand, so this one is simulated. True shapes, from upper left to lower right: '
+             'The file gives no pixel size; 0.0586 nm follows from its {111} fringes if the metal is gold, which is '
+             'an assumption.')
+SIMULATED_NOTE = ('No real micrograph was at hand, so this one is simulated. '
+                  'True shapes, from upper left to lower right: ')
 
 # %% ../../nbs/studies/00_experiments.ipynb #db73bcf4
 def sample_micrograph(

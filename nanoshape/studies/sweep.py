@@ -39,6 +39,7 @@ papermill.execute_notebook(notebook, result, json.load(open(params)) | {"out": o
 def _environment(threads):  # of a run's process
     return os.environ | ({f'{k}_NUM_THREADS': str(threads) for k in ('OMP', 'MKL', 'NUMBA')} if threads else {})
 
+# %% ../../nbs/studies/02_sweep.ipynb #f88a6778
 def run_notebook(
     notebook:str|Path,  # with a cell tagged `parameters`, one of them `out`
     out:str|Path,  # the run's folder; the executed notebook goes there
@@ -46,15 +47,16 @@ def run_notebook(
     threads:int|None=None,  # of torch and numba; default: theirs
     **params,
 )->dict:  # what the notebook wrote into metrics.json
-    """Run an experiment in its own process. Raises `UserError` for wrong parameters, `RuntimeError` with the traceback's end if it
-    fails."""
+    """Run an experiment in its own process. Raises `UserError` for wrong parameters, `RuntimeError` with the
+    traceback's end if it fails."""
     check_parameters(notebook, {**params, 'out': str(out)})
     out = Path(out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     write_json(out/'params.json', params)
     args = [str(Path(notebook).absolute()), str(out/'notebook.ipynb'), str(out/'params.json'), str(out)]
     command = [sys.executable, '-W', 'ignore', '-c', _RUN, *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=project_root(), env=_environment(threads))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=project_root(),
+                          env=_environment(threads))
     if not done.returncode: return read_json(out/'metrics.json')
     raise RuntimeError(f'{Path(notebook).name} failed in {out}:\n{done.stderr[-2000:]}')
 
@@ -71,18 +73,22 @@ def _is_grid(g):  # whether a profile's part is what the text above says
     tables = isinstance(g, dict) and all(k in ('fixed', 'grid', 'keep') and isinstance(v, dict) for k, v in g.items())
     return tables and g.get('grid') and all(isinstance(v, list) and v for v in g['grid'].values())
 
+# %% ../../nbs/studies/02_sweep.ipynb #819c364d
 def _grids(path, spec, profile):  # of a profile, checked
     if not isinstance(spec, dict) or 'notebook' not in spec:
         raise UserError(f'{path}: a sweep needs a `notebook` and profiles such as `laptop`')
     profiles = [k for k in spec if k != 'notebook']
-    if profile not in profiles: raise UserError(f'{path} has no profile {profile!r}; it has {", ".join(profiles) or "none"}')
+    if profile not in profiles:
+        raise UserError(f'{path} has no profile {profile!r}; it has {", ".join(profiles) or "none"}')
     grids = spec[profile] if isinstance(spec[profile], list) else [spec[profile]]
     if all(map(_is_grid, grids)): return grids
-    raise UserError(f'{path}: {profile} needs `grid`, a list of values under each parameter, and may have `fixed` and `keep`')
+    raise UserError(f'{path}: {profile} needs `grid`, a list of values under each parameter, and may have `fixed` and '
+                    f'`keep`')
 
 # %% ../../nbs/studies/02_sweep.ipynb #dbca71f8
 def _folder_name(g, run): return re.sub(r'[^\w=.,+-]+', '_', ','.join(f'{k}={run[k]}' for k in g['grid']))
 
+# %% ../../nbs/studies/02_sweep.ipynb #5cc7ef11
 def _check_runs(path, profile, grids, runs, notebook):
     if not runs: raise UserError(f'{path}: {profile} has no runs')
     if any('keep' in g for g in grids[1:]):
@@ -98,7 +104,7 @@ def _check_runs(path, profile, grids, runs, notebook):
 def load_sweep(
     path:str|Path,  # a YAML file in data/sweeps
     profile:str='laptop',
-)->tuple[Path,dict[str,dict],dict[str,str]]:  # the notebook; name of the run's folder → its parameters; files to keep → where
+)->tuple[Path,dict[str,dict],dict[str,str]]:  # notebook; folder of the run → parameters; files to keep → where
     "Raises `UserError` for a file that is no sweep, and for parameters that the notebook does not have."
     spec = read_yaml(path)
     grids = _grids(path, spec, profile)
@@ -116,8 +122,8 @@ def _plain(m):  # what fits into a table's cells: no mappings but the recipe's k
 def collect(
     runs,  # folders with params.json and metrics.json
 )->pd.DataFrame:
-    """One row per run and test: parameters, then plain values and lists (as JSON text) of the metrics, versions and commit. What is
-    named like a parameter gets `test_` before its name."""
+    """One row per run and test: parameters, then plain values and lists (as JSON text) of the metrics, versions and
+    commit. What is named like a parameter gets `test_` before its name."""
     rows = []
     for r in map(Path, runs):
         params, m = read_json(r/'params.json'), read_json(r/'metrics.json')
@@ -152,12 +158,14 @@ def _on_cluster(jobs, scheduler):
     with client, client.as_current():
         futures = {client.submit(_try, *j, pure=False): j[1] for j in jobs}
         for f in finished(futures, loop=client.loop):  # a lost worker or scheduler is a failed run, too
-            yield futures[f], f.result() if f.status == 'finished' else f'the cluster gave it up ({f.status}): run the sweep again'
+            lost = f'the cluster gave it up ({f.status}): run the sweep again'
+            yield futures[f], f.result() if f.status == 'finished' else lost
 
 # %% ../../nbs/studies/02_sweep.ipynb #8a92903b
 def _keep(folder, files):  # copies of a run's files
     for name, to in files.items():
-        if not (folder/name).is_file(): raise UserError(f'the sweep keeps {name}, and its first run, {folder}, wrote no such file')
+        if not (folder/name).is_file():
+            raise UserError(f'the sweep keeps {name}, and its first run, {folder}, wrote no such file')
         (project_root()/to).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(project_root()/to) as tmp: shutil.copyfile(folder/name, tmp)
 
@@ -182,7 +190,7 @@ def sweep(
     path:str|Path,  # a YAML file in data/sweeps
     profile:str='laptop',
     out:str|Path|None=None,  # folder for the runs; default: runs/<name>-<profile>
-    table:str|Path|None=None,  # CSV file that collects them; default: data/results/<name>.csv, with _<profile> if that is not laptop
+    table:str|Path|None=None,  # CSV file; default: data/results/<name>.csv, with _<profile> if that is not laptop
     workers:int|None=None,  # runs at a time; default: one per core, or one where there is a GPU
     scheduler:str|None=None,  # address of a Dask scheduler, 'tcp://…', whose workers do it instead
 )->tuple[pd.DataFrame,dict[str,str]]:  # the table; failed runs → the last line of their traceback
