@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from statistics import median
 
 import pytest
 
@@ -114,13 +115,43 @@ def test_no_module_is_without_a_notebook():
     assert made == set(map(module_of, LIBRARY))
 
 
+def filled(code):
+    """Lines of a cell that hold code."""
+    return [l for l in code.splitlines() if l.strip() and not l.startswith('#|')]
+
+
+def style(path):
+    """Of a library notebook: lines of each exported cell, lines of examples, the longest stretch of exported lines with neither prose nor
+    example between, lines over 120 characters, all lines, words of prose."""
+    sizes, examples, stretch, longest, wide, lines, words = [], 0, 0, 0, 0, 0, 0
+    for c in cells(path):
+        code = source(c)
+        if c['cell_type'] == 'markdown':
+            words, stretch = words + len(code.split()), 0
+            continue
+        wide, lines = wide + sum(len(l) > 120 for l in code.splitlines()), lines + len(code.splitlines())
+        if re.search(r'^#\|\s*export', code, re.M):
+            sizes.append(len(filled(code)))
+            stretch += sizes[-1]
+            longest = max(longest, stretch)
+        elif filled(code):
+            examples, stretch = examples + len(filled(code)), 0
+    return dict(sizes=sizes, examples=examples, stretch=longest, wide=wide, lines=lines, words=words)
+
+
 @pytest.mark.parametrize('path', **ids(LIBRARY))
 def test_exported_cells_are_short_and_explained(path):
-    code = exported(path)
-    lengths = sorted(len([l for l in c.splitlines() if l.strip() and not l.startswith('#|')]) for c in code)
-    assert lengths[-1] <= 40 and lengths[len(lengths)//2] <= 15
-    words = sum(len(source(c).split()) for c in cells(path) if c['cell_type'] == 'markdown')
-    assert words >= 8*len(code)
+    s = style(path)
+    assert max(s['sizes']) <= 30 and median(s['sizes']) <= 11 and s['stretch'] <= 40
+    assert s['words'] >= 8*len(s['sizes']) and s['wide'] <= .03*s['lines']
+
+
+def test_the_library_reads_like_a_text():
+    """Short cells, an example for every third line, lines that fit a page."""
+    all_of_them = [style(p) for p in LIBRARY]
+    total = lambda k: sum(s[k] for s in all_of_them)
+    sizes = [n for s in all_of_them for n in s['sizes']]
+    assert median(sizes) <= 9 and total('examples') >= .3*sum(sizes) and total('wide') <= .02*total('lines')
 
 
 @pytest.mark.parametrize('path', **ids([*FIGURES, *READING]))
