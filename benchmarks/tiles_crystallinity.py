@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from nanoshape.core import project_root, provenance, shared_data
+from nanoshape.learn.network import Network
 from nanoshape.micrographs.detection import Detector
 from nanoshape.micrographs.particles import classify, crystallinity, probability_columns
 from nanoshape.micrographs.reading import read
-from nanoshape.learn.network import load_model
 
 LISTED = {8: [(221, 272)], 15: [(117, 379), (213, 360)], 12: [(433, 401)], 1: [(74, 170), (219, 296)]}  # row, column
 
@@ -25,22 +25,22 @@ def main():
     p.add_argument('--out', default=project_root()/'data/results/real_tiles_crystallinity.csv')
     a, rows, missed = p.parse_args(), [], 0
     folder = Path(a.folder or (shared_data() or Path())/'real/sintering')
-    find, (model, card) = Detector(project_root()/'data/models/particles.safetensors'), load_model(a.model)
-    shapes = load_model(project_root()/'data/models/shapes.safetensors')
+    kept = project_root()/'data/models'
+    find, shapes, crystals = Detector(kept/'particles.safetensors'), Network.load(kept/'shapes.safetensors'), Network.load(a.model)
     for k in range(20):
         m = read(folder/f'train_image_{k}.png', sampling=.5886)
         labels = find(m)
-        t = crystallinity(m, labels, classify(m, labels, *shapes), model, card)
+        t = crystallinity(m, labels, classify(m, labels, shapes), crystals)
         wanted = [int(labels[at]) for at in LISTED.get(k, [])]
         missed += wanted.count(0) + len(wanted) - wanted.count(0) - len({w for w in wanted if w})
         rows.append(t.assign(tile=k, listed=t.label.isin([w for w in wanted if w])))
-    t, columns = pd.concat(rows), probability_columns(card['classes'])
+    t, columns = pd.concat(rows), probability_columns(crystals.classes)
     kept = ['tile', 'label', 'x_px', 'y_px', 'equivalent_diameter_nm', 'border', 'film_focus_nm', 'spacings_nm', 'fringe_snr', *columns,
             'crystallinity_confidence', 'crystallinity', 'crystallinity_reason', 'listed']
     t[kept].round(4).assign(**provenance()).to_csv(a.out, index=False)
-    plain, sure, answered = t.fringe_snr <= card.get('spot_min', 0), t.crystallinity_confidence >= .8, t.crystallinity != 'undetermined'
+    plain, sure, answered = t.fringe_snr <= crystals.card.spot_min, t.crystallinity_confidence >= .8, t.crystallinity != 'undetermined'
     called = t.crystallinity.isin(['monocrystalline', 'polycrystalline', 'crystalline'])
-    alone = np.array(card['classes'])[t[columns].to_numpy().argmax(1)] != 'amorphous'
+    alone = np.array(crystals.classes)[t[columns].to_numpy().argmax(1)] != 'amorphous'
     print(f'listed: {(t.listed & called).sum()} of {t.listed.sum()} found ones called crystalline, '
           f'{(t.listed & alone).sum()} by the network alone; {missed} of the listed are not found, or not by themselves')
     print(f'without a spot above the floor: {plain.sum()}; the network is sure of {(plain & sure).sum()}, {(plain & answered).sum()} get an answer')

@@ -53,7 +53,7 @@ def test_correlation_is_the_best_over_shifts():
 
 
 def test_the_sample_shows_particles_and_files(page, monkeypatch):
-    monkeypatch.setattr(app, 'shared_data', lambda: None)
+    monkeypatch.setattr('nanoshape.studies.experiments.shared_data', lambda: None)
     monkeypatch.setattr(app, 'VIEWS', 2)
     page._tried(page._sample)
     assert 'role="status"' in page.said.value and len(page.results.children) == 3

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from conftest import COMMAND, ROOT
-from nanoshape.cli import kept_model, main
+from nanoshape.cli import main
+from nanoshape.learn.defaults import kept_network
 
 
 def command(*args):
@@ -126,7 +127,7 @@ def test_a_small_demo_from_end_to_end(picture, tmp_path):
 
 
 def test_the_demo_tests_the_kept_network_on_new_particles(picture, tmp_path):
-    if not kept_model().is_file():
+    if not kept_network('shapes').is_file():
         pytest.skip('data/models/shapes.safetensors is not there')
     done = nanoshape('demo', '--structures', '20', '--image', picture, '--pixel-size', '.06', '--out', tmp_path/'demo')
     assert done.returncode == 0, done.stderr

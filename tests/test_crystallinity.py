@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import ROOT, listed
+from conftest import ROOT, listed, stand_in
 from nanoshape.cli import main
 from nanoshape.core import UserError, torch_rng
 from nanoshape.studies.crystallinity import (CLASSES, SETS, _intensities, both_scores, closed_shells,
@@ -20,7 +20,7 @@ from nanoshape.datasets.recipes import load_recipe, make_recipe
 from nanoshape.datasets.samples import waves_of
 from nanoshape.datasets.store import Joined, simulate
 from nanoshape.studies.experiments import trained
-from nanoshape.learn.network import load_model, save_model
+from nanoshape.learn.network import Card, Network
 
 SMALL = dict(gpts=128, out_gpts=64, box_nm=4, size_nm=2, support_nm=.5, models=0.)
 
@@ -202,8 +202,10 @@ class Sure(torch.nn.Module):
         return self.scores.expand(len(x), 3)
 
 
-SHAPES_CARD = dict(classes=['a', 'b', 'c'], sampling=.6, gpts=96, temperature=1., threshold=.5, feret_range_nm=[1, 9])
-CARD = dict(SHAPES_CARD, classes=list(CLASSES), threshold=.8, cut=96)
+def sure(answer):
+    """Two of them: one that tells shapes, one that tells kinds of crystals."""
+    common = dict(sampling=.6, gpts=96, feret_range_nm=[1, 9])
+    return stand_in(Sure(answer), classes=[*'abc'], threshold=.5, **common), stand_in(Sure(answer), classes=CLASSES, threshold=.8, cut=96, **common)
 
 
 def discs(fringes):
@@ -219,23 +221,23 @@ def discs(fringes):
     ([0., 2., 2.], 'crystalline', 'no fringes that support it'),
     ([9., 0., 0.], 'called amorphous, but shows fringes', 'no fringes: amorphous, or tilted'), ([1., 1., 1.], 'low confidence', 'low confidence')])
 def test_an_answer_needs_support(answer, fringed, plain):
-    m, labels = discs(True)
-    t = classify(m, labels, Sure(answer), SHAPES_CARD)
-    t = crystallinity(m, labels, t, Sure(answer), CARD).set_index('label')
+    (m, labels), (shapes, crystals) = discs(True), sure(answer)
+    t = classify(m, labels, shapes)
+    t = crystallinity(m, labels, t, crystals).set_index('label')
     said = t.crystallinity_reason.where(t.crystallinity == 'undetermined', t.crystallinity)
     assert said[1] == fringed and said[2] == plain
 
 
 def test_crystallinity_of_nothing_and_at_the_edge():
-    m, labels = discs(True)
-    t = classify(m, labels*0, Sure([0., 9., 0.]), SHAPES_CARD)
-    none = crystallinity(m, labels*0, t, Sure([0., 9., 0.]), CARD)
+    (m, labels), (shapes, crystals) = discs(True), sure([0., 9., 0.])
+    t = classify(m, labels*0, shapes)
+    none = crystallinity(m, labels*0, t, crystals)
     assert len(none) == 0 and {'crystallinity', 'p_amorphous', 'crystallinity_reason'} <= set(none)
     cut = Micrograph(m.image[50:], .6, 'cut')
-    t = classify(cut, labels[50:], Sure([0., 9., 0.]), SHAPES_CARD)
-    assert set(crystallinity(cut, labels[50:], t, Sure([0., 9., 0.]), CARD).crystallinity_reason) == {'touches the edge'}
+    t = classify(cut, labels[50:], shapes)
+    assert set(crystallinity(cut, labels[50:], t, crystals).crystallinity_reason) == {'touches the edge'}
     with pytest.raises(UserError):
-        crystallinity(m, labels, t, Sure([0., 9., 0.]), {**CARD, 'gpts': 4000})
+        crystallinity(m, labels, t, crystals.with_card(gpts=4000))
 
 
 def test_the_command_line_takes_only_a_crystallinity_network(tmp_path, capsys):
@@ -244,9 +246,11 @@ def test_the_command_line_takes_only_a_crystallinity_network(tmp_path, capsys):
     tifffile.imwrite(tmp_path/'m.tif', np.tile(m.image, (2, 2)))
     command = ['analyse', str(tmp_path/'m.tif'), '--pixel-size', '.06', '--detector', 'darkness', '--out', str(tmp_path/'out')]
     assert main([*command, '--crystallinity', str(ROOT/'data/models/shapes.safetensors')]) == 2
-    assert 'no network for crystallinity' in capsys.readouterr().err and not (tmp_path/'out').exists()
+    said = capsys.readouterr().err
+    assert 'shapes.json lacks cut: for crystallinity' in said and 'with --crystallinity' in said and not (tmp_path/'out').exists()
     assert main([*command, '--crystallinity', str(tmp_path/'none.safetensors')]) == 2 and 'with --crystallinity' in capsys.readouterr().err
-    save_model(tmp_path/'c.safetensors', build('cnn4', 3), 'cnn4', CLASSES, .6, 96, temperature=1., threshold=.8, feret_range_nm=[1, 9], cut=64)
+    card = Card(arch='cnn4', classes=CLASSES, sampling=.6, gpts=96, threshold=.8, feret_range_nm=[1, 9], cut=64)
+    Network(build('cnn4', 3), card).save(tmp_path/'c.safetensors')
     assert main([*command, '--crystallinity', str(tmp_path/'c.safetensors')]) == 0
     assert 'Crystallinity:' in capsys.readouterr().out
     t = pd.read_csv(tmp_path/'out/particles.csv')
@@ -257,12 +261,12 @@ def test_the_command_line_takes_only_a_crystallinity_network(tmp_path, capsys):
 @pytest.fixture(scope='module')
 def real(sintering):
     """The particles of the four real tiles that hold listed ones, as `analyse` calls them."""
-    find, network = Detector(ROOT/'data/models/particles.safetensors'), load_model(ROOT/'data/models/crystallinity.safetensors')
-    shapes, rows = load_model(ROOT/'data/models/shapes.safetensors'), []
+    find, rows = Detector(ROOT/'data/models/particles.safetensors'), []
+    shapes, crystals = (Network.load(ROOT/f'data/models/{k}.safetensors') for k in ('shapes', 'crystallinity'))
     for k, places in listed().items():
         m = read(sintering/f'train_image_{k}.png', sampling=.5886)
         labels = find(m)
-        rows.append(crystallinity(m, labels, classify(m, labels, *shapes), *network).assign(tile=k, spot_min=network[1]['spot_min']))
+        rows.append(crystallinity(m, labels, classify(m, labels, shapes), crystals).assign(tile=k, spot_min=crystals.card.spot_min))
         rows[-1]['listed'] = rows[-1].label.isin([labels[at] for at in places])
     return pd.concat(rows)
 

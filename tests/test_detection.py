@@ -2,13 +2,14 @@
 import numpy as np
 import pytest
 import torch
+from conftest import stand_in
 from scipy.spatial import cKDTree
 from skimage import io, measure
 
 from nanoshape.core import UserError, project_root, rng, torch_rng
-from nanoshape.learn.particle_masks import field_loaders, targets
+from nanoshape.learn.particle_masks import CHANNELS, field_loaders, targets
 from nanoshape.micrographs.detection import (HALO, TILE, Detector, compare, detection_score, find_particles,
-                                             looks_negative, probabilities, segment, separated)
+                                             looks_negative, pixel_probabilities, segment, separated)
 from nanoshape.simulate.microscope import Microscope, images
 from nanoshape.simulate.multislice import exit_waves
 from nanoshape.micrographs.reading import Micrograph, read
@@ -104,7 +105,7 @@ class Blur(torch.nn.Module):
 def test_tiles_leave_no_seams(shape):
     torch.manual_seed(0)
     net, m = Blur(), Micrograph(np.random.default_rng(0).normal(size=shape).astype(np.float32), .8, 'noise')
-    p = probabilities(m, net, dict(sampling=.8))
+    p = pixel_probabilities(m, stand_in(net, classes=CHANNELS, sampling=.8))
     x = (m.image - m.image.mean())/m.image.std(ddof=1)
     with torch.no_grad(): whole = net(torch.from_numpy(np.pad(x, HALO, mode='symmetric'))[None, None]).sigmoid()[0, :, HALO:-HALO, HALO:-HALO].numpy()
     assert p.shape == (2, *shape) and np.abs(p - whole).max() < 1e-5
@@ -239,5 +240,5 @@ def test_noise_holds_no_particles():
     d = Detector(KEPT)
     for seed in range(3):
         m = Micrograph(np.random.default_rng(seed).normal(100, 10, (300, 420)).astype(np.float32), .8, 'noise')
-        assert find_particles(m, d.model, d.card).shape == m.image.shape
+        assert find_particles(m, d.network).shape == m.image.shape
         assert d(m).max() == 0

@@ -1,6 +1,11 @@
 """settings.ini (ranges), constraints.txt (pins) and environment.yml (conda) say the same; the layout is the one agreed on."""
+import json
+import os
 import re
+import subprocess
+import sys
 from configparser import ConfigParser
+from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
 import yaml
@@ -62,3 +67,31 @@ def test_citation_is_valid_yaml(root):
     c = yaml.safe_load((root/'CITATION.cff').read_text())
     assert c['license'] == 'GPL-3.0-or-later' and c['references']
     assert 'GNU GENERAL PUBLIC LICENSE' in (root/'LICENSE').read_text()
+
+
+FOUND = """import importlib.util, json
+spec = importlib.util.find_spec('nanoshape')
+print(json.dumps(spec and spec.origin))"""  # null: there is none, or it is no more than a folder of that name
+IMPORTED = """import json, nanoshape, nanoshape.core, nanoshape.micrographs.reading as reading
+print(json.dumps([nanoshape.__file__, nanoshape.core.__file__, reading.__file__]))"""
+
+
+def test_beside_the_checkout_the_package_is_still_the_package(root, tmp_path):
+    """From the folder that holds the checkout, as `nanoshape`, the name must not mean the checkout's folder, with its `data` and its `docs`."""
+    try:
+        distribution('nanoshape')
+    except PackageNotFoundError:
+        pytest.skip('the package is not installed, so only from its own folder can it be imported')
+
+    def said(code, cwd, env):
+        done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=cwd, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+    import nanoshape
+    (tmp_path/'elsewhere').mkdir()
+    (tmp_path/'nanoshape').symlink_to(root, target_is_directory=True)
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    if said(FOUND, tmp_path/'elsewhere', env) != nanoshape.__file__:  # PYTHONPATH names what is tested
+        env = dict(os.environ)
+    package = said(FOUND, tmp_path/'elsewhere', env)
+    assert said(IMPORTED, tmp_path, env) == [package, *(package.replace('__init__.py', k) for k in ('core.py', 'micrographs/reading.py'))]

@@ -11,7 +11,7 @@ from nanoshape.simulate.microscope import Microscope, images
 from nanoshape.micrographs.reading import Micrograph, read, resampled
 from nanoshape.datasets.recipes import make_recipe
 from nanoshape.datasets.samples import waves_of
-from nanoshape.learn.network import load_model
+from nanoshape.learn.network import Network
 
 
 # ---- finding and measuring
@@ -58,20 +58,20 @@ def test_a_field_shows_its_particle_in_the_middle_and_no_other(grey):
 
 
 def test_answers_are_withheld_for_the_stated_reasons(grey, run):
-    model, card = load_model(run[0]/'model.safetensors')
+    network = Network.load(run[0]/'model.safetensors')
     m = Micrograph(grey.astype(np.float32), .6, 'discs')
     lab = segment(m)
-    reasons = lambda **c: set(classify(m, lab, model, {**card, **c}).reason)
+    reasons = lambda **c: set(classify(m, lab, network.with_card(**c)).reason)
     assert reasons(threshold=0., feret_range_nm=[1, 9]) == {''}
     assert reasons(threshold=1.01, feret_range_nm=[1, 9]) == {'low confidence'}
     assert reasons(threshold=0., feret_range_nm=[1, 2]) == {'larger than trained on'}
     assert reasons(threshold=0., feret_range_nm=[7, 9]) == {'smaller than trained on'}
-    t = classify(m, lab, model, {**card, 'threshold': 0., 'feret_range_nm': [1, 9]})
+    t = classify(m, lab, network.with_card(threshold=0., feret_range_nm=[1, 9]))
     p = t[[c for c in t if c.startswith('p_')]].to_numpy()
-    assert np.allclose(p.sum(1), 1, atol=1e-5) and (t['shape'] == np.array(card['classes'])[p.argmax(1)]).all()
-    assert len(classify(m, lab*0, model, card)) == 0
+    assert np.allclose(p.sum(1), 1, atol=1e-5) and (t['shape'] == np.array(network.classes)[p.argmax(1)]).all()
+    assert len(classify(m, lab*0, network)) == 0
     cut = Micrograph(m.image[:, 75:], .6, 'cut')
-    assert 'touches the edge' in set(classify(cut, segment(cut), model, {**card, 'gpts': 64, 'feret_range_nm': [1, 9]}).reason)
+    assert 'touches the edge' in set(classify(cut, segment(cut), network.with_card(gpts=64, feret_range_nm=[1, 9])).reason)
 
 
 # ---- real micrographs
@@ -121,26 +121,27 @@ def test_noise_and_featureless_particles_have_no_lattice(grey):
 
 
 def test_no_shape_is_named_without_fringes(grey, run):
-    model, card = load_model(run[0]/'model.safetensors')
+    network = Network.load(run[0]/'model.safetensors')
     m = Micrograph(grey.astype(np.float32), .6, 'discs')
-    t = classify(m, segment(m), model, {**card, 'threshold': 0., 'feret_range_nm': [1, 9], 'fringe_snr_min': 20.})
+    t = classify(m, segment(m), network.with_card(threshold=0., feret_range_nm=[1, 9], fringe_snr_min=20.))
     assert set(t.reason) == {'no or weaker fringes than trained on'} and set(t['shape']) == {'undetermined'}
 
 
 def test_far_from_focus_or_with_coarse_pixels_no_shape_is_named(run):
     """A particle on a film, 100 nm from focus; the answer's place is taken by the reason."""
-    model, card = load_model(run[0]/'model.safetensors')
+    network = Network.load(run[0]/'model.safetensors')
     r = make_recipe(name='one', seed=3, size_nm=3, support_nm=2, box_nm=20, gpts=400, out_gpts=256)
     wave, _, _ = waves_of(r, [0])
     m = Micrograph(images(wave, Microscope(3e5, defocus=1000., focal_spread=40., dose=3000.), r.sampling, torch_rng(0))[0].numpy(), r.sampling, 'far')
     y, x = np.mgrid[:256, :256]
     labels = ((y - 128)**2 + (x - 128)**2 < 18**2).astype(int)
-    open_card = {**card, 'threshold': 0., 'feret_range_nm': [1, 9], 'fringe_snr_min': 0., 'noise_max': 1.}
-    far = classify(m, labels, model, {**open_card, 'recipe': {**card['recipe'], 'defocus_nm': {'uniform': [-10, 10]}}})
+    network = network.with_card(threshold=0., feret_range_nm=[1, 9], fringe_snr_min=0., noise_max=1.)
+    up_to = lambda nm: network.with_card(recipe={**network.card.recipe, 'defocus_nm': {'uniform': [-nm, nm]}})
+    far = classify(m, labels, up_to(10))
     assert abs(far.film_focus_nm.item() - 100) < 5 and far.reason.item() == 'farther from focus than trained on' and far.prediction_set.item() == ''
-    near = classify(m, labels, model, {**open_card, 'recipe': {**card['recipe'], 'defocus_nm': {'uniform': [-120, 120]}}})
+    near = classify(m, labels, up_to(120))
     assert near.reason.item() == '' and near['shape'].item() in near.prediction_set.item()
-    assert classify(m, labels, model, {**open_card, 'sampling': card['sampling']/4}).reason.item() == 'coarser pixels than trained on'
+    assert classify(m, labels, network.with_card(sampling=network.card.sampling/4)).reason.item() == 'coarser pixels than trained on'
 
 
 def test_noise_is_told_from_a_lattice_whatever_the_camera_counts():

@@ -1,4 +1,4 @@
-"""Models, training, scores, model files."""
+"""Models, training, scores, networks with their cards, model files."""
 import json
 
 import numpy as np
@@ -6,12 +6,15 @@ import pandas as pd
 import pytest
 import torch
 
+from conftest import ROOT, one_sentence, stand_in
 from nanoshape.core import UserError, read_json
+from nanoshape.datasets.batches import cut_out, network_input
 from nanoshape.learn.evaluate import (ideal_observer, calibration_error, confidence_threshold, conformal_threshold,
                                       fit_temperature, logits, reliability, risk_coverage, score, wilson)
 from nanoshape.learn.models import build, cnn
 from nanoshape.learn.train import Autocast, bf16_pays
-from nanoshape.learn.network import load_model, save_model
+from nanoshape.learn.network import (COARSE, FOCUS_MARGIN, Card, Network, card_from, card_values, outside,
+                                     temperature_at, training)
 from nanoshape.studies.experiments import simulated_micrograph, train_and_test
 
 
@@ -99,13 +102,13 @@ def test_the_card_says_what_the_network_is_for(run, tiny):
 def test_damaged_or_foreign_model_files_are_refused(tmp_path):
     net = build('cnn4', 2)
     path = tmp_path/'m.safetensors'
-    save_model(path, net, 'cnn4', ['a', 'b'], .8, 64)
-    assert load_model(path)[1]['classes'] == ['a', 'b']
+    Network(net, Card(arch='cnn4', classes=['a', 'b'], sampling=.8, gpts=64)).save(path)
+    assert Network.load(path).classes == ('a', 'b')
     good, card = path.read_bytes(), read_json(tmp_path/'m.json')
 
     def refused(match):
         with pytest.raises(UserError, match=match):
-            load_model(path)
+            Network.load(path)
     path.write_bytes(good[:-100])
     refused('weights')
     path.write_bytes(b'\x80\x04pickle')
@@ -117,6 +120,200 @@ def test_damaged_or_foreign_model_files_are_refused(tmp_path):
         refused(match)
     (tmp_path/'m.json').unlink()
     refused('no file')
+
+
+# ---- cards
+
+GOOD = dict(arch='cnn4', classes=['a', 'b'], sampling=.8, gpts=64)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model file, and what writes another card beside it."""
+    path = tmp_path/'m.safetensors'
+    Network(build('cnn4', 2), Card(**GOOD)).save(path)
+    return path, lambda values: path.with_suffix('.json').write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize('changes, says', [
+    (dict(sampling=0), 'sampling must be'), (dict(sampling=float('nan')), 'sampling must be'), (dict(sampling=float('inf')), 'sampling must be'),
+    (dict(sampling=True), 'sampling must be'), (dict(sampling='0.8'), 'sampling must be'), (dict(gpts=0), 'gpts must be'),
+    (dict(gpts=64.5), 'gpts must be'), (dict(temperature=0), 'temperature must be'), (dict(temperature=-1), 'temperature must be'),
+    (dict(temperature_tilted=0), 'temperature_tilted must be'), (dict(classes=['a', 'a']), 'different names'), (dict(classes=[]), 'different names'),
+    (dict(classes=[1, 2]), 'different names'), (dict(classes='ab'), 'different names'), (dict(symmetries=10**9), 'symmetries must be'),
+    (dict(symmetries=0), 'symmetries must be'), (dict(threshold=2), 'threshold must be'), (dict(threshold=-.1), 'threshold must be'),
+    (dict(feret_range_nm=[9, 1]), 'the smaller first'), (dict(feret_range_nm=[1]), 'two numbers'), (dict(heights=[10, 3]), 'the smaller first'),
+    (dict(defocus_nm=[9, float('nan')]), 'two numbers'), (dict(noise=dict(range=[.5, 4.], power=.5)), r'a mean \(at\)'),
+    (dict(noise=dict(at=1., range=[4., .5], power=.5)), 'noise must be'), (dict(noise=dict(at=0, range=[.5, 4.], power=.5)), 'noise must be'),
+    (dict(cut=-96), 'cut must be'), (dict(noise_max=-.1), 'noise_max must be'), (dict(fringe_snr_min='none'), 'fringe_snr_min must be'),
+    (dict(optics=dict(Cs_um=[1.])), 'optics must be'), (dict(recipe='cubes'), 'recipe must be'), (dict(arch=5), 'arch must be'),
+    (dict(classes=['a', 'b', 'c']), 'does not hold weights for its card')])
+def test_a_card_that_cannot_be_is_refused_in_one_sentence(changes, says, saved):
+    path, write = saved
+    write({**GOOD, **changes})
+    with pytest.raises(UserError, match=says) as e:
+        Network.load(path)
+    one_sentence(e)
+
+
+@pytest.mark.parametrize('key', GOOD)
+def test_a_card_without_what_every_card_has_is_refused(key, saved):
+    path, write = saved
+    for lacking in ({k: v for k, v in GOOD.items() if k != key}, {**GOOD, key: None}):
+        write(lacking)
+        with pytest.raises(UserError, match=f'lacks {key}$') as e:
+            Network.load(path)
+        one_sentence(e)
+
+
+@pytest.mark.parametrize('values', [[], ['arch', 'classes'], 'cnn4', 5, None])
+def test_a_card_that_is_no_table_is_refused(values, saved):
+    path, write = saved
+    write(values)
+    with pytest.raises(UserError, match='no table') as e:
+        Network.load(path)
+    one_sentence(e)
+
+
+def test_a_card_cannot_be_made_or_changed_into_one_that_cannot_be(saved):
+    network = Network.load(saved[0])
+    for make in (lambda: Card(**{**GOOD, 'temperature': 0}), lambda: network.with_card(temperature=0)):
+        with pytest.raises(UserError, match='temperature must be') as e:
+            make()
+        one_sentence(e)
+    with pytest.raises(AttributeError):
+        network.card.temperature = 0.
+    warmer = network.with_card(temperature=2.)
+    assert (network.card.temperature, warmer.card.temperature) == (1., 2.) and warmer.module is network.module
+
+
+def test_what_a_task_needs_of_a_card_is_named(saved):
+    path, write = saved
+    with pytest.raises(UserError, match='m.json lacks cut$') as e:
+        Network.load(path, needs=('cut',))
+    one_sentence(e)
+    with pytest.raises(UserError, match='m.json lacks cut, material$'):
+        Network.load(path, needs=('cut', 'temperature', 'material'))
+    write({**GOOD, 'cut': 48, 'material': 'Au'})
+    assert Network.load(path, needs=('cut', 'material')).card.cut == 48
+
+
+def test_weights_that_are_not_numbers_are_refused(saved):
+    path, _ = saved
+    network = Network.load(path)
+    next(network.module.parameters()).data.view(-1)[0] = float('nan')
+    network.save(path)
+    with pytest.raises(UserError, match='not numbers') as e:
+        Network.load(path)
+    one_sentence(e)
+
+
+@pytest.mark.parametrize('name', ['shapes', 'particles', 'crystallinity', 'heights_CeO2', 'heights_Au'])
+def test_the_kept_networks_keep_their_cards(name, tmp_path):
+    """To and fro nothing is lost or changed; what a card did not say is a default."""
+    network, values = Network.load(ROOT/f'data/models/{name}.safetensors'), read_json(ROOT/f'data/models/{name}.json')
+    bare = Card(**{k: values[k] for k in GOOD})
+    written = card_values(card_from(values))
+    assert {k: written[k] for k in values} == values
+    assert all(written[k] == getattr(bare, k) for k in set(written) - set(values))
+    network.save(tmp_path/'again.safetensors')
+    again = Network.load(tmp_path/'again.safetensors')
+    assert again.card == network.card and again.fingerprint == network.fingerprint and read_json(tmp_path/'again.json') == written
+    assert 'log' in written and network.settings == {k: v for k, v in written.items() if k not in ('log', 'test')}
+
+
+def test_cards_of_the_first_version_are_read(saved):
+    """They hold fewer keys, and some that no code looks at any more."""
+    path, write = saved
+    write({**GOOD, 'nanoshape': '0.1.0', 'seed': 0, 'set_threshold': .99})
+    card = Network.load(path).card
+    assert card.other == {'nanoshape': '0.1.0', 'seed': 0, 'set_threshold': .99}
+    assert (card.temperature, card.threshold, card.symmetries, card.noise_max, card.cut, card.noise) == (1., 0., 1, 1., None, None)
+
+
+# ---- what lies outside of the training
+
+RECIPES = (dict(element='Au', energy_kev=300, defocus_nm={'uniform': [-4, 6]}, dose={'loguniform': [100, 1000]}),
+           dict(element='Pt', energy_kev=200, defocus_nm=9, dose=5000.))
+
+
+def test_the_training_is_all_that_was_trained_on():
+    t = training(Card(**GOOD, recipes=RECIPES, feret_range_nm=[2, 8]))
+    assert t.elements == ('Au', 'Pt') and t.energies_kev == (200, 300) and t.defocus_nm == (-4, 9) and t.dose == (100, 5000) and t.feret_nm == (2, 8)
+    assert t == training(Card(**GOOD, recipe=RECIPES[1], recipes=[RECIPES[0]], feret_range_nm=[2, 8]))
+    own = training(Card(**GOOD, recipe=RECIPES[0], material='CeO2', energy_kev=80, defocus_nm=[1, 9], heights=[3, 10]))
+    assert own.elements == ('CeO2',) and own.energies_kev == (80, 80) and own.defocus_nm == (1, 9) and own.heights == (3, 10)
+
+
+FAR = 9 + FOCUS_MARGIN
+
+
+@pytest.mark.parametrize('reason, key, inside, beyond', [
+    ('smaller than trained on', 'feret_nm', 2., np.nextafter(2., 0)), ('larger than trained on', 'feret_nm', 8., np.nextafter(8., 9)),
+    ('coarser pixels than trained on', 'sampling', COARSE*.8, np.nextafter(COARSE*.8, 9)),
+    ('farther from focus than trained on', 'focus_nm', FAR, np.nextafter(FAR, 99)), ('more noise than trained on', 'noise', .6, np.nextafter(.6, 1)),
+    ('another voltage than trained on', 'energy_kev', .99*200, np.nextafter(.99*200, 0)),
+    ('another voltage than trained on', 'energy_kev', 1.01*300, np.nextafter(1.01*300, 999)),
+    ('another element than trained on', 'element', 'Pt', 'Ag')])
+def test_what_is_outside_is_told_at_the_limit(reason, key, inside, beyond):
+    card = Card(**GOOD, recipes=RECIPES, feret_range_nm=[2, 8], noise_max=.6)
+    several = (lambda v: np.array([v, v])) if key in ('feret_nm', 'noise') else lambda v: v
+    within, without = (outside(card, **{key: several(v)}) for v in (inside, beyond))
+    assert reason in within and not any(np.any(v) for v in within.values())
+    assert np.all(without.pop(reason)) and not any(np.any(v) for v in without.values())
+
+
+def test_what_is_not_given_and_what_a_card_does_not_say_is_not_asked():
+    everything = dict(feret_nm=np.array([.1, 99.]), sampling=.8, focus_nm=500., noise=np.array([.1, .9]), energy_kev=80., element='Ag')
+    silent = outside(Card(**GOOD), **everything)
+    assert set(silent) == {'coarser pixels than trained on', 'more noise than trained on'} and not any(np.any(v) for v in silent.values())
+    assert outside(Card(**GOOD, recipes=RECIPES, feret_range_nm=[2, 8])) == {}
+    told = outside(Card(**GOOD, recipes=RECIPES, feret_range_nm=[2, 8]), **everything)
+    assert len(told) == 7 and told['smaller than trained on'].tolist() == [True, False] and told['larger than trained on'].tolist() == [False, True]
+    unknown = outside(Card(**GOOD, recipes=RECIPES), focus_nm=float('nan'))  # no rings to be seen
+    assert not unknown['farther from focus than trained on']
+
+
+# ---- probabilities
+
+def test_probabilities_are_those_of_the_scores_at_the_cards_temperature():
+    net, x = build('cnn4', 3), 50 + 7*torch.randn(5, 64, 64)
+    for t, n in ((1., 1), (2.5, 1), (.4, 8)):
+        p = stand_in(net, classes=[*'abc'], temperature=t, symmetries=n).probabilities(x)
+        assert p.dtype == np.float32 and p.shape == (5, 3)
+        assert np.array_equal(p, (logits(net, network_input(x), symmetries=n)/t).softmax(1).numpy())
+
+
+def test_a_network_that_sees_cut_outs_cuts_them_out():
+    net, x = build('cnn4', 3), 50 + 7*torch.randn(4, 64, 64)
+    yy, xx = np.mgrid[:64, :64]
+    outlines = torch.from_numpy(np.stack([(yy - 30 - k)**2 + (xx - 36 + k)**2 < 12**2 for k in range(4)]))
+    network = stand_in(net, classes=[*'abc'], cut=48)
+    by_hand = logits(net, network_input(cut_out(x, outlines, 48))).softmax(1).numpy()
+    assert np.array_equal(network.probabilities(x, outlines), by_hand) and not np.allclose(by_hand, network.with_card(cut=None).probabilities(x))
+
+
+@pytest.mark.parametrize('cut', [None, 48])
+def test_of_no_images_there_are_no_probabilities(cut):
+    none = stand_in(build('cnn4', 3), classes=[*'abc'], cut=cut).probabilities(torch.zeros(0, 64, 64), torch.zeros(0, 64, 64, dtype=torch.bool))
+    assert none.shape == (0, 3) and none.dtype == np.float32
+
+
+def test_a_fingerprint_is_that_of_the_weights(saved):
+    network, again = (Network.load(saved[0]) for _ in range(2))
+    before = network.fingerprint
+    assert before == again.fingerprint == network.with_card(temperature=2.).fingerprint and len(before) == 12
+    one = [*again.module.parameters()][-1].data.view(-1)
+    one[0] = torch.nextafter(one[0], torch.tensor(9.))
+    assert again.fingerprint != before == network.fingerprint
+
+
+def test_temperatures_follow_the_noise_up_to_the_ends_of_its_range():
+    card = Card(**GOOD, temperature=2., noise=dict(at=1., range=[.5, 4.], power=.5))
+    assert [temperature_at(card, n) for n in (.1, .5, 1., 4., 9.)] == pytest.approx([2**.5, 2**.5, 2., 4., 4.])
+    assert temperature_at(card, 0.) == temperature_at(card, .5) < temperature_at(card, .51)
+    assert temperature_at(card, 1e9) == temperature_at(card, 4.) > temperature_at(card, 3.99)
+    assert temperature_at(Card(**GOOD, temperature=3.), 9.) == temperature_at(Card(**GOOD, temperature=3., noise=None), 9.) == 3.
 
 
 def test_a_simulated_micrograph_shows_its_particles(tiny):
@@ -155,7 +352,7 @@ def test_a_killed_training_goes_on_behind_its_last_epoch(tiny_store, tmp_path, m
 
 
 def test_a_training_that_goes_on_keeps_its_precision(tiny_store, tmp_path, monkeypatch):
-    from nanoshape import train as module
+    from nanoshape.learn import train as module
     from nanoshape.learn.train import Checkpoint, train
     save, point = Checkpoint._save, tmp_path/'state.pt'
 
@@ -222,15 +419,14 @@ def test_the_average_is_what_is_kept(tiny_store):
 @pytest.mark.parametrize('arch', ['resnet18', 'outline', 'fringes', 'cnn4'])
 def test_every_network_takes_one_channel_and_keeps_in_a_file(arch, tmp_path):
     net = build(arch, 3).eval()
-    save_model(tmp_path/'m.safetensors', net, arch, 'abc', .78, 64)
-    again, card = load_model(tmp_path/'m.safetensors')
+    Network(net, Card(arch=arch, classes=[*'abc'], sampling=.78, gpts=64)).save(tmp_path/'m.safetensors')
+    again = Network.load(tmp_path/'m.safetensors')
     x = torch.randn(2, 1, 64, 64)
-    assert torch.equal(net(x), again(x)) and card['arch'] == arch
+    assert torch.equal(net(x), again.module(x)) and again.card.arch == arch
 
 
 def test_symmetries_average_over_the_square():
     from nanoshape.datasets.batches import dihedral
-    from nanoshape.learn.evaluate import logits
     net, x = build('cnn4', 3), torch.randn(3, 1, 32, 32)
     assert torch.allclose(logits(net, x, symmetries=8), logits(net, dihedral(x, 3), symmetries=8), atol=1e-5)
     assert not torch.allclose(logits(net, x), logits(net, dihedral(x, 3)), atol=1e-5)

@@ -170,7 +170,7 @@ def test_cpu_and_cuda_agree():
 
 def test_the_fast_path_on_the_cpu_is_the_plain_one(monkeypatch):
     """Same arithmetic, other order: pruned and transposed transforms against whole ones; odd and even grids, both precisions, absorption."""
-    from nanoshape import multislice
+    from nanoshape.simulate import multislice
     g = np.random.default_rng(5)
     cells = [Atoms(f'Au{k}C{k}', g.uniform(0, 15, (2*k, 3))*(1, 1, h/15), cell=(15, 15, h)) for k, h in ((8, 4.), (20, 9.), (2, 1.))]
     def plain(atoms, grid, factors, absorption, out, most):
@@ -198,13 +198,13 @@ def test_threads_do_not_change_a_bit():
 
 
 def test_what_fftw_has_measured_for_others_does_not_change_a_bit():
-    from nanoshape import multislice
+    from nanoshape.simulate import multislice_cpu
     cell = Atoms('Au9', np.random.default_rng(6).uniform(0, 12, (9, 3))*(1, 1, .5), cell=(12, 12, 6))
     before = exit_waves(cell, 90)
     a, b = (pyfftw.zeros_aligned((90, 98), 'complex64') for _ in range(2))
     for way in ('FFTW_FORWARD', 'FFTW_BACKWARD'):
         pyfftw.FFTW(a[:, :90], b[:, :90], axes=(1,), direction=way, flags=('FFTW_PATIENT',))
-    multislice._kept.clear()
+    multislice_cpu._kept.clear()
     assert torch.equal(before, exit_waves(cell, 90))
 
 

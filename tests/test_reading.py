@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from ser import write_ser
 
-from nanoshape import reading
 from nanoshape.core import UserError
+from nanoshape.micrographs import reading
 from nanoshape.micrographs.reading import (MAX_PIXELS, Micrograph, burnt_in, check_field, frame_count, frames, read,
                                            resampled)
 

@@ -7,18 +7,17 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
+from conftest import stand_in
 from dm import write_dm
 from PIL import Image
 
-from nanoshape import survey as room
 from nanoshape.cli import main
 from nanoshape.core import UserError
 from nanoshape.learn.models import build
+from nanoshape.learn.network import Card, Network
+from nanoshape.micrographs import survey as room
 from nanoshape.micrographs.survey import (answer_counts, one_row_per_particle, lognormal_fit, micrograph_files, pixel_size,
                                           survey, tracks)
-from nanoshape.learn.network import save_model
-
-CARD = dict(classes=['cube', 'octahedron'], sampling=.78, gpts=64, temperature=1., threshold=.7, feret_range_nm=[1, 9])
 
 
 class Coin(torch.nn.Module):
@@ -28,6 +27,10 @@ class Coin(torch.nn.Module):
 
     def forward(self, x):
         return self.bias + x.std((1, 2, 3))[:, None]
+
+
+def coin(threshold=.7):
+    return stand_in(Coin(), classes=['cube', 'octahedron'], threshold=threshold, feret_range_nm=[1, 9])
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def stamps(out):
 
 
 def test_bad_files_are_listed_and_the_others_go_on(folder, tmp_path):
-    particles, failed = survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+    particles, failed = survey(folder, coin(), tmp_path/'out', sampling=.6)
     assert list(failed) == ['bad.tif'] and 'damaged' in failed['bad.tif'] and set(particles.file) == {'0.png', '1.png', 'a.dm3'}
     assert len(particles) == len(pd.read_csv(tmp_path/'out/particles.csv')) == 6
     again = pd.read_parquet(tmp_path/'out/particles.parquet')
@@ -70,19 +73,19 @@ def test_a_second_run_does_what_is_missing_or_has_changed(folder, tmp_path, grey
         return real(m, *a, **k)
     monkeypatch.setattr(room, 'write_report', stops)
     with pytest.raises(KeyboardInterrupt):
-        survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+        survey(folder, coin(), tmp_path/'out', sampling=.6)
     monkeypatch.setattr(room, 'write_report', real)
     before = stamps(tmp_path/'out')
     assert len(before) == 2
-    survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+    survey(folder, coin(), tmp_path/'out', sampling=.6)
     after = stamps(tmp_path/'out')
     assert len(after) == 3 and all(after[k] == before[k] for k in before)
     Image.fromarray(np.roll(grey, 9, 1)).save(folder/'1.png')
     os.utime(folder/'1.png', ns=(1, 1))
-    survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+    survey(folder, coin(), tmp_path/'out', sampling=.6)
     third = stamps(tmp_path/'out')
     assert {k for k in third if third[k] != after[k]} == {'1.png'}
-    survey(folder, Coin(), {**CARD, 'threshold': .9}, tmp_path/'out', sampling=.6)
+    survey(folder, coin(.9), tmp_path/'out', sampling=.6)
     assert all(stamps(tmp_path/'out')[k] != third[k] for k in third), 'another network: all anew'
 
 
@@ -90,19 +93,19 @@ def test_a_movie_is_followed_image_by_image(tmp_path, grey):
     (tmp_path/'session').mkdir()
     stack = np.stack([np.roll(grey, 3*k, 1) for k in range(4)])
     tifffile.imwrite(tmp_path/'session/m.tif', stack, imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
-    particles, failed = survey(tmp_path/'session', Coin(), CARD, tmp_path/'out')
+    particles, failed = survey(tmp_path/'session', coin(), tmp_path/'out')
     assert not failed and particles.groupby('frame').size().tolist() == [2, 2, 2, 2] and (tmp_path/'out/m.tif/0003/report.html').is_file()
     ways = particles.sort_values('frame').groupby('track').x_nm.agg(list)
     assert len(ways) == 2 and all(np.allclose(np.diff(w), .18, atol=.03) for w in ways)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path/'out').rglob('run.json')}
-    survey(tmp_path/'session', Coin(), CARD, tmp_path/'out')
+    survey(tmp_path/'session', coin(), tmp_path/'out')
     assert before == {p: p.stat().st_mtime_ns for p in before} and 'href="m.tif/"' in (tmp_path/'out/report.html').read_text()
-    one, _ = survey(tmp_path/'session', Coin(), CARD, tmp_path/'one', frame=2)
+    one, _ = survey(tmp_path/'session', coin(), tmp_path/'one', frame=2)
     assert len(one) == 2 and (tmp_path/'one/m.tif/0002/report.html').is_file()
-    again, _ = survey(tmp_path/'session', Coin(), CARD, tmp_path/'out', frame=2)
+    again, _ = survey(tmp_path/'session', coin(), tmp_path/'out', frame=2)
     assert len(again) == 2 and again.x_nm.tolist() == particles[particles.frame == 2].x_nm.tolist()
-    card = {k: CARD[k] for k in ('temperature', 'threshold', 'feret_range_nm')}
-    save_model(tmp_path/'m.safetensors', build('cnn4', 5), 'cnn4', 'abcde', .78, 64, **card)
+    card = Card(arch='cnn4', classes=[*'abcde'], sampling=.78, gpts=64, threshold=.7, feret_range_nm=[1, 9])
+    Network(build('cnn4', 5), card).save(tmp_path/'m.safetensors')
     args = ['analyse', str(tmp_path/'session/m.tif'), '--model', str(tmp_path/'m.safetensors'), '--out', str(tmp_path/'movie')]
     assert main(args) == 0 and (tmp_path/'movie/m.tif/0000/report.html').is_file() and main([*args[:-1], str(tmp_path/'still'), '--frame', '1']) == 0
     assert (tmp_path/'still/report.html').is_file()
@@ -111,36 +114,36 @@ def test_a_movie_is_followed_image_by_image(tmp_path, grey):
 def test_an_image_of_a_movie_that_is_blank_is_named_and_the_others_count(tmp_path, grey):
     stack = np.stack([grey, np.full_like(grey, 90), grey])
     tifffile.imwrite(tmp_path/'m.tif', stack, imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
-    particles, failed = survey(tmp_path/'m.tif', Coin(), CARD, tmp_path/'out')
+    particles, failed = survey(tmp_path/'m.tif', coin(), tmp_path/'out')
     assert set(particles.frame) == {0, 2} and list(failed) == ['m.tif [1]'] and 'same everywhere' in failed['m.tif [1]']
     assert '>m.tif [1]<' in (tmp_path/'out/report.html').read_text()
 
 
 def test_a_movie_of_two_particles_has_two_particles(tmp_path, grey):
     tifffile.imwrite(tmp_path/'m.tif', np.stack([grey]*12), imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
-    particles, _ = survey(tmp_path/'m.tif', Coin(), CARD, tmp_path/'out')
+    particles, _ = survey(tmp_path/'m.tif', coin(), tmp_path/'out')
     assert len(particles) == 24 and len(one_row_per_particle(particles)) == 2 and pd.read_csv(tmp_path/'out/shapes.csv').n.sum() == 2
     assert '1 micrographs, 2 particles' in (tmp_path/'out/report.html').read_text()
 
 
 def test_planes_stay_texts_however_much_they_look_like_numbers(folder, tmp_path, monkeypatch):
     real = room.write_report
-    def one_spot(m, model, card, out, *a, **k):
-        real(m, model, card, out, *a, **k)
+    def one_spot(m, network, out, *a, **k):
+        real(m, network, out, *a, **k)
         t = pd.read_csv(out/'particles.csv')
         t['planes'], t['zone_axis'], t['spacings_nm'] = ('011', '001', '0.235') if m.name == '0.png' else ('111 200', '', '0.235 0.204')
         t.to_csv(out/'particles.csv', index=False)
     monkeypatch.setattr(room, 'write_report', one_spot)
-    particles, _ = survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+    particles, _ = survey(folder, coin(), tmp_path/'out', sampling=.6)
     again = pd.read_parquet(tmp_path/'out/particles.parquet')
     assert set(again[again.file == '0.png'].planes) == {'011'} and set(again.zone_axis) == {'001', ''} and again.planes.equals(particles.planes)
 
 
 def test_other_weights_under_the_same_card_analyse_anew(folder, tmp_path):
-    survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
-    before, other = stamps(tmp_path/'out'), Coin()
-    other.bias.data += .1
-    survey(folder, other, CARD, tmp_path/'out', sampling=.6)
+    survey(folder, coin(), tmp_path/'out', sampling=.6)
+    before, other = stamps(tmp_path/'out'), coin()
+    other.module.bias.data += .1
+    survey(folder, other, tmp_path/'out', sampling=.6)
     assert all(stamps(tmp_path/'out')[k] != v for k, v in before.items())
 
 
@@ -148,7 +151,7 @@ def test_odd_names_are_linked_or_refused_and_stop_nobody(folder, tmp_path, grey)
     Image.fromarray(grey).save(folder/'5%CeO2 #3.png')
     try: (folder/os.fsdecode(b'Probe_\xb5.png')).write_bytes((folder/'0.png').read_bytes())
     except OSError: pytest.skip('this file system takes Unicode names only')
-    particles, failed = survey(folder, Coin(), CARD, tmp_path/'out', sampling=.6)
+    particles, failed = survey(folder, coin(), tmp_path/'out', sampling=.6)
     assert {'5%CeO2 #3.png', '0.png', '1.png', 'a.dm3'} == set(particles.file) and any('rename' in v for v in failed.values())
     assert 'href="5%25CeO2%20%233.png/report.html"' in (tmp_path/'out/report.html').read_text()
 
@@ -186,7 +189,7 @@ def test_what_is_not_a_folder_of_micrographs(tmp_path):
     (tmp_path/'mine/thesis.tex').write_text('')
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path/'a.png')
     with pytest.raises(UserError, match='other things'):
-        survey(tmp_path, Coin(), CARD, tmp_path/'mine')
+        survey(tmp_path, coin(), tmp_path/'mine')
     assert (tmp_path/'mine/thesis.tex').is_file()
 
 
@@ -234,7 +237,7 @@ def test_where_nothing_can_be_read_there_is_a_sentence_and_an_empty_table(tmp_pa
         pixel_size(tmp_path/'session')
     g = np.random.default_rng(0)
     Image.fromarray(g.normal(150, 12, (200, 250)).clip(0, 255).astype(np.uint8)).save(tmp_path/'session/empty.png')
-    particles, failed = survey(tmp_path/'session', Coin(), CARD, tmp_path/'out', sampling=.6)
+    particles, failed = survey(tmp_path/'session', coin(), tmp_path/'out', sampling=.6)
     assert len(particles) == 0 and list(failed) == ['bad.tif'] and (tmp_path/'out/particles.parquet').is_file()
     stack = np.stack([grey, np.roll(grey, 3, 1)])
     tifffile.imwrite(tmp_path/'m.tif', stack, imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})

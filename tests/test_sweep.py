@@ -167,15 +167,15 @@ def test_training_and_test_need_seeds_of_their_own(tiny, tmp_path):
 def test_a_test_of_its_own_scores_all_its_images(tiny, tmp_path):
     from dataclasses import replace
     from nanoshape.studies.experiments import predictions, train_and_test, waves
-    from nanoshape.learn.network import load_model
+    from nanoshape.learn.network import Network
     other = replace(tiny, seed=9, structures=10, images=2, defocus_nm={'grid': [-4, 4, 2]})
     m = train_and_test(tiny, tmp_path/'run', 'cnn4', epochs=1, workers=0, test=other, symmetries=8, folder=tmp_path/'waves')
     assert m['n'] == 20 and m['n_train'] + m['n_valid'] == len(tiny)
-    model, card = load_model(tmp_path/'run/model.safetensors')
-    t = predictions(model, card, waves(other, 0, tmp_path/'waves'))
+    network = Network.load(tmp_path/'run/model.safetensors')
+    t = predictions(network, waves(other, 0, tmp_path/'waves'))
     assert len(t) == 20 and (t.true == t.answer).sum() == m['correct'] and set(t.defocus_nm) == {-4., 4.}
     assert np.allclose(t.filter(like='p_').sum(1), 1, atol=1e-3) and t.filter(like='angle_').max().max() < 55
-    assert card['symmetries'] == 8 and read_json(tmp_path/'run/metrics.json')['params']['test']
+    assert network.card.symmetries == 8 and read_json(tmp_path/'run/metrics.json')['params']['test']
 
 
 def test_runs_that_need_the_same_waves_wait_for_each_other(tiny, tmp_path, monkeypatch):

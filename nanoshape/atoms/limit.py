@@ -20,13 +20,25 @@ from ..datasets.samples import conditions, sample
 # %% ../../nbs/atoms/01_limit.ipynb #6985cf73
 def most_likely(
     rates:torch.Tensor,  # expected counts under each hypothesis (k, pixels), float64
-    true:int,  # the one that is so
+    true:int,  # the hypothesis that holds
     draws:int,
     generator:torch.Generator,
-)->np.ndarray:  # which hypothesis Poisson counts speak for, in each draw
+)->np.ndarray:  # int (draws,): which hypothesis is likeliest, for each draw of Poisson counts
     "The answers of a reader who has to choose by likelihood."
     counts = torch.poisson(rates[true].expand(draws, -1), generator=generator)
     return (counts@rates.log().T - rates.sum(1)).argmax(1).numpy()
+
+# %% ../../nbs/atoms/01_limit.ipynb #9118088c
+def _random_columns(scene, n, generator):  # n records of the table of columns, of the heaviest element
+    t = column_table(scene[scene.arrays['column'] >= 0])
+    t = t[t['element'] == t['element'].max()]
+    return t[torch.randperm(len(t), generator=generator)[:n].numpy()]
+
+# %% ../../nbs/atoms/01_limit.ipynb #512b53a7
+def _expected_counts(recipe, i, scenes):  # at 1 e⁻/Å², float64 (k, pixels): of scenes under the microscope of sample i
+    waves = exit_waves(scenes, recipe.gpts, recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=recipe.out_gpts)
+    clean = intensity(waves, conditions(recipe, [i]), recipe.sampling).double().clamp(min=1e-6)
+    return clean.flatten(1)*recipe.sampling**2
 
 # %% ../../nbs/atoms/01_limit.ipynb #1c9a5b56
 def ideal_height_reader(
@@ -37,19 +49,18 @@ def ideal_height_reader(
     draws:int=100,  # noisy images of each
     step:int=2,  # heights up to so many atoms away are tried
 )->pd.DataFrame:  # a row per column and dose: sample, dose, height, right (share), within_one
-    "How often the likeliest height is the true one, all else known and no height likelier than another beforehand."
-    if bounds(recipe.tilt_deg)[1] > 0: raise UserError('the best reader is worked out for crystals on the zone axis: give tilt_deg: 0')
-    scene, _ = sample(recipe, i)
-    t, g = column_table(scene[scene.arrays['column'] >= 0]), torch_rng(recipe.seed, 'best reader', i)
-    t = t[t['element'] == t['element'].max()]
-    rows, m, up = [], conditions(recipe, [i]), [0, 0, -zone(recipe.material, recipe.zone).repeat[2]]
-    scene = with_room(scene, -step*up[2], recipe.slice_nm*NM)
-    for c in t[torch.randperm(len(t), generator=g)[:columns].numpy()]:
+    """How often the likeliest height is the true one, all else known and all heights equally probable beforehand.
+    Raises `UserError` for a recipe of tilted crystals."""
+    if bounds(recipe.tilt_deg)[1] > 0:
+        raise UserError('the best reader is worked out for crystals on the zone axis: give tilt_deg: 0')
+    scene, g, rows = sample(recipe, i)[0], torch_rng(recipe.seed, 'best reader', i), []
+    repeat = zone(recipe.material, recipe.zone).repeat[2]
+    roomy = with_room(scene, step*repeat, recipe.slice_nm*NM)
+    for c in _random_columns(scene, columns, g):
         heights = np.arange(max(1, c['count'] - step), c['count'] + step + 1)
-        scenes = [with_height(scene, c['column'], h, up) for h in heights]
-        waves = exit_waves(scenes, recipe.gpts, recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=recipe.out_gpts)
-        clean = intensity(waves, m, recipe.sampling).double().clamp(min=1e-6).flatten(1)*recipe.sampling**2
+        rates = _expected_counts(recipe, i, [with_height(roomy, c['column'], h, [0, 0, -repeat]) for h in heights])
         for dose in doses:
-            off = abs(heights[most_likely(dose*clean, int(c['count'] - heights[0]), draws, g)] - c['count'])
-            rows.append(dict(sample=i, dose=dose, height=int(c['count']), right=(off == 0).mean(), within_one=(off <= 1).mean()))
+            error = abs(heights[most_likely(dose*rates, int(c['count'] - heights[0]), draws, g)] - c['count'])
+            rows.append(dict(sample=i, dose=dose, height=int(c['count']), right=(error == 0).mean(),
+                             within_one=(error <= 1).mean()))
     return pd.DataFrame(rows)

@@ -17,7 +17,16 @@ from ..datasets.recipes import Recipe
 from ..datasets.samples import conditions, sample, truth_map
 from ..datasets.batches import relative_input
 from ..learn.network import Network, temperature_at
-from .heights import image_noise, disc_means, pixel_scores, true_columns
+from .heights import centre_pixels, image_noise, disc_means, pixel_scores, true_columns
+
+# %% ../../nbs/atoms/05_movies.ipynb #51f45152
+def _changed_side(scene, change, spacing):  # the scene with `change` atoms more in a third of the metal columns
+    t = column_table(scene[scene.arrays['column'] >= 0])
+    t = t[t['element'] == t['element'].max()]
+    side, after = t[np.argsort(t['x'])[-len(t)//3:]], scene
+    for c in side[side['count'] + change > 0]:
+        after = with_height(after, c['column'], c['count'] + change, [0, 0, -spacing])
+    return after
 
 # %% ../../nbs/atoms/05_movies.ipynb #8ae0bc3c
 def simulate_movie(
@@ -30,34 +39,32 @@ def simulate_movie(
 )->tuple[np.ndarray,np.ndarray]:  # counts (frames, y, x); heights (2, y, x) before and after
     "A series of one crystal that loses or gains part of a layer, under one microscope."
     spacing = zone(recipe.material, recipe.zone).repeat[2]
-    scene = with_room(sample(recipe, i)[0], max(0, change)*spacing, recipe.slice_nm*NM)
-    t = column_table(scene[scene.arrays['column'] >= 0])
-    t = t[t['element'] == t['element'].max()]
-    side, after = t[np.argsort(t['x'])[-len(t)//3:]], scene
-    for c in side[side['count'] + change > 0]: after = with_height(after, c['column'], c['count'] + change, [0, 0, -spacing])
-    waves = exit_waves([scene, after], recipe.gpts, recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=recipe.out_gpts)
+    before = with_room(sample(recipe, i)[0], max(0, change)*spacing, recipe.slice_nm*NM)
+    scenes = [before, _changed_side(before, change, spacing)]
+    waves = exit_waves(scenes, recipe.gpts, recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=recipe.out_gpts)
     m = changed(conditions(recipe, [i]), dose=torch.tensor([float(dose)]))
     clean, g = intensity(waves, m, recipe.sampling), torch_rng(recipe.seed, 'movie', i)
     counts = torch.stack([expose(clean[int(k >= step)][None], m, recipe.sampling, g)[0] for k in range(frames)])
-    return counts.numpy(), np.stack([truth_map(recipe, a) for a in (scene, after)])
+    return counts.numpy(), np.stack([truth_map(recipe, a) for a in scenes])
+
+# %% ../../nbs/atoms/05_movies.ipynb #540bdc29
+def _transition(p, stay):  # probabilities (columns, heights) one frame later: the same height, or any other
+    p = p/p.sum(-1, keepdims=True)
+    return stay*p + (1 - stay)*(1 - p)/max(1, p.shape[-1] - 1)
 
 # %% ../../nbs/atoms/05_movies.ipynb #96ffbe8d
 def forward_backward(
     p:np.ndarray,  # (frames, columns, heights), of each frame alone
     stay:float=.98,  # probability that a column keeps its height from one frame to the next
-)->np.ndarray:  # its like, given all frames
+)->np.ndarray:  # (frames, columns, heights), given all frames
     "Heights' probabilities when what the frames before and after show is taken in."
-    n, k = len(p), p.shape[-1]
-    p = np.maximum(p, 1e-9)
-    def step(v):  # the same height, or any other
-        v = v/v.sum(-1, keepdims=True)
-        return stay*v + (1 - stay)*(1 - v)/max(1, k - 1)
-    ahead, behind = np.empty_like(p), np.ones_like(p)
-    ahead[0] = p[0]
-    for f in range(1, n): ahead[f] = p[f]*step(ahead[f - 1])
-    for f in range(n - 2, -1, -1): behind[f] = step(p[f + 1]*behind[f + 1])
-    out = (ahead/ahead.sum(-1, keepdims=True))*behind
-    return out/out.sum(-1, keepdims=True)
+    p, n = np.maximum(p, 1e-9), len(p)
+    forward, backward = np.empty_like(p), np.ones_like(p)
+    forward[0] = p[0]
+    for f in range(1, n): forward[f] = p[f]*_transition(forward[f - 1], stay)
+    for f in range(n - 2, -1, -1): backward[f] = _transition(p[f + 1]*backward[f + 1], stay)
+    joint = (forward/forward.sum(-1, keepdims=True))*backward
+    return joint/joint.sum(-1, keepdims=True)
 
 # %% ../../nbs/atoms/05_movies.ipynb #4c8804cf
 def flicker(
@@ -66,48 +73,60 @@ def flicker(
     "Share of the columns that change from one frame to the next."
     return float((heights[1:] != heights[:-1]).mean())
 
+# %% ../../nbs/atoms/05_movies.ipynb #dd26b815
+def _best_change(log_p):  # (frames, heights) → first frame after the change, classes before and after, gain (nat)
+    summed = np.cumsum(log_p, 0)
+    early, late = summed[:-1], summed[-1] - summed[:-1]
+    f = int((early.max(-1) + late.max(-1)).argmax())
+    return f + 1, int(early[f].argmax()), int(late[f].argmax()), early[f].max() + late[f].max() - summed[-1].max()
+
 # %% ../../nbs/atoms/05_movies.ipynb #1b4478d1
 def change_points(
     p:np.ndarray,  # (frames, columns, heights), of each frame alone
     first:int=1,  # the first class's number of atoms
 )->pd.DataFrame:  # a row per column: frame, before, after (atoms), gain (nat)
     "Each column's likeliest single change of height, and by how much it explains the frames better than no change."
-    l = np.log(np.maximum(p, 1e-9))
-    before = np.cumsum(l, 0)
-    total, rows = before[-1], []
+    log_p, rows = np.log(np.maximum(p, 1e-9)), []
     for c in range(p.shape[1]):
-        early, late = before[:-1, c], total[c] - before[:-1, c]
-        f = int((early.max(-1) + late.max(-1)).argmax())
-        rows.append(dict(column=c, frame=f + 1, before=int(early[f].argmax()) + first, after=int(late[f].argmax()) + first,
-                         gain=early[f].max() + late[f].max() - total[c].max()))
+        frame, before, after, gain = _best_change(log_p[:, c])
+        rows.append(dict(column=c, frame=frame, before=before + first, after=after + first, gain=gain))
     return pd.DataFrame(rows)
+
+# %% ../../nbs/atoms/05_movies.ipynb #bdeb45a0
+def _network_probabilities(counts, y, x, sampling, network):  # (frames, pixels, heights ≥ 1), at pixels (y, x)
+    frames = relative_input(torch.from_numpy(counts))
+    scores = disc_means(pixel_scores(network.module, frames, len(network.classes), network.card.symmetries), sampling)
+    t = torch.tensor([temperature_at(network.card, n) for n in image_noise(frames).tolist()])[:, None, None]
+    return (scores[:, 1:, y, x]/t).softmax(1).movedim(1, -1).numpy()
 
 # %% ../../nbs/atoms/05_movies.ipynb #d6ba8a5b
 def read_movie(
-    counts:np.ndarray, maps:np.ndarray, step:int,  # as in `movie`
+    counts:np.ndarray, maps:np.ndarray, step:int,  # as in `simulate_movie`
     sampling:float,  # Å per pixel
     network:Network,
 )->tuple[np.ndarray,np.ndarray]:  # probabilities (frames, columns, heights ≥ 1), true heights (frames, columns)
-    "What the network says at each column's true place, frame by frame."
-    at = np.round(true_columns(maps[0], sampling)[['y', 'x']].to_numpy()/sampling).astype(int).T
-    x = relative_input(torch.from_numpy(counts))
-    scores = disc_means(pixel_scores(network.module, x, len(network.classes), network.card.symmetries), sampling)
-    t = torch.tensor([temperature_at(network.card, n) for n in image_noise(x).tolist()])[:, None, None]
-    p = (scores[:, 1:, at[0], at[1]]/t).softmax(1).movedim(1, -1).numpy()
-    return p, np.stack([maps[int(k >= step)][tuple(at)] for k in range(len(counts))])
+    "What the network reads at each column's true position, frame by frame."
+    y, x = centre_pixels(true_columns(maps[0], sampling), sampling)
+    p = _network_probabilities(counts, y, x, sampling, network)
+    return p, np.stack([maps[int(k >= step)][y, x] for k in range(len(counts))])
+
+# %% ../../nbs/atoms/05_movies.ipynb #b413d397
+def _found_changes(p, step, gain):  # bool (columns,): any change found; a loss found within a frame of `step`
+    changes = change_points(p)
+    found = changes.gain.to_numpy() > gain
+    return found, found & (changes.after < changes.before).to_numpy() & (abs(changes.frame - step) <= 1).to_numpy()
 
 # %% ../../nbs/atoms/05_movies.ipynb #842d28c9
 def movie_score(
     p:np.ndarray, true:np.ndarray,  # from `read_movie`
     step:int,  # first frame after the change
-    stay:float=.98,  # as in `with_neighbours`
+    stay:float=.98,  # as in `forward_backward`
     gain:float=5.,  # nat, from which on a change counts as found
 )->dict:
-    """Heights right and columns that change from frame to frame, alone and with neighbours; changes found, in the right frame or one beside it, among
-    the columns that lose an atom, and at any time among the others."""
-    changes, moved = change_points(p), true[0] != true[-1]
-    told = changes.gain.to_numpy() > gain
-    right = told & (changes.after < changes.before).to_numpy() & (abs(changes.frame - step) <= 1).to_numpy()
+    """Heights right and columns that change from frame to frame, alone and with neighbours; changes found, in the right
+    frame or one beside it, among the columns that lose an atom, and at any time among the others."""
+    (found, right), lost = _found_changes(p, step, gain), true[0] != true[-1]
     alone, joint = p.argmax(-1) + 1, forward_backward(p, stay).argmax(-1) + 1
-    shares = dict(accuracy=alone == true, with_neighbours=joint == true, found=right[moved], false=told[~moved])
-    return dict(columns=len(moved), flicker=flicker(alone), flicker_with_neighbours=flicker(joint), **{k: float(v.mean()) for k, v in shares.items()})
+    shares = dict(accuracy=alone == true, with_neighbours=joint == true, found=right[lost], false=found[~lost])
+    return dict(columns=len(lost), flicker=flicker(alone), flicker_with_neighbours=flicker(joint),
+                **{k: float(v.mean()) for k, v in shares.items()})

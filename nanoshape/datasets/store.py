@@ -39,91 +39,109 @@ def _arrays(recipe):  # name → dtype of what is stored per pixel
     types = {'waves': 'complex64'} | ({'maps': MAPS[recipe.kind]} if recipe.kind in MAPS else {})
     return {k: np.dtype(t).newbyteorder('<') for k, t in types.items()}
 
+# %% ../../nbs/datasets/02_store.ipynb #1cb2b8b3
 def _shards(recipe): return range(-(-len(recipe)//SHARD))
+
+def _samples(recipe, shard): return range(shard*SHARD, min((shard + 1)*SHARD, len(recipe)))
 
 def _files(recipe, out, shard):  # name → file
     return {**{k: Path(out)/k/f'c.{shard}.0.0' for k in _arrays(recipe)}, 'labels': Path(out)/f'labels/{shard:06d}.csv'}
 
-def _record_file(out, shard): return Path(out)/f'shards/{shard:06d}.json'
-
-def _record(sums): return (json.dumps(sums, indent=1) + '\n').encode()
-
 # %% ../../nbs/datasets/02_store.ipynb #7ccbab8b
-def _header(recipe, name):  # zarr's description of an array, the bytes of its zarr.json
+def _header(recipe, name):  # the bytes of an array's zarr.json
     n, px, files = len(recipe), recipe.out_gpts, {}
-    zarr.create_array(zarr.storage.MemoryStore(files), shape=(n, px, px), chunks=(SHARD, px, px), dtype=_arrays(recipe)[name],
-                      compressors=None, chunk_key_encoding={'name': 'default', 'separator': '.'})
+    zarr.create_array(zarr.storage.MemoryStore(files), shape=(n, px, px), chunks=(SHARD, px, px),
+                      dtype=_arrays(recipe)[name], compressors=None,
+                      chunk_key_encoding={'name': 'default', 'separator': '.'})
     return files['zarr.json'].to_bytes()
 
-def _chunk(a, dtype):  # the bytes of a chunk; the last one of an array is filled up
+def _chunk(a, dtype):  # the bytes of a chunk
     full = np.zeros((SHARD, *a.shape[1:]), dtype)
     full[:len(a)] = a
     return full.tobytes()
 
 # %% ../../nbs/datasets/02_store.ipynb #e4de5a63
-_turn = RLock()
+_lock = RLock()
 
 @contextmanager
 def one_thread():
     "Within the block torch and numba compute on one thread. One block at a time: the setting is the whole process's."
-    with _turn:
+    with _lock:
         threads = torch.get_num_threads(), numba.get_num_threads()
         torch.set_num_threads(1); numba.set_num_threads(1)
         try: yield
         finally: torch.set_num_threads(threads[0]); numba.set_num_threads(threads[1])
 
 # %% ../../nbs/datasets/02_store.ipynb #2a262b92
+def _record_file(out, shard): return Path(out)/f'shards/{shard:06d}.json'
+
+def _record(sums): return (json.dumps(sums, indent=1) + '\n').encode()
+
 def _write(path, data):
     with whole_file(path) as tmp: tmp.write_bytes(data)
 
-def _write_shard(recipe, out, shard, engine):  # runs in a worker: simulate one shard; its record comes last
-    if not (out/'store.json').is_file(): raise UserError(f'a worker does not see {out}: all machines need the same file system')
-    if engine != _engine(): raise UserError('a worker has other versions than this process: give both the same environment')
-    idx = range(shard*SHARD, min((shard + 1)*SHARD, len(recipe)))
-    with one_thread(): waves, labels, maps = waves_of(recipe, idx)
+# %% ../../nbs/datasets/02_store.ipynb #bec16f7b
+def _contents(recipe, shard):  # simulates a shard: name → bytes of its file
+    with one_thread(): waves, labels, maps = waves_of(recipe, _samples(recipe, shard))
     made = {'waves': waves.numpy(), 'maps': maps}
     data = {k: _chunk(made[k], t) for k, t in _arrays(recipe).items()}
-    data['labels'] = pd.DataFrame(labels).to_csv(index=False, lineterminator='\n').encode()
+    return data | {'labels': pd.DataFrame(labels).to_csv(index=False, lineterminator='\n').encode()}
+
+# %% ../../nbs/datasets/02_store.ipynb #6f681f49
+def _write_shard(recipe, out, shard, engine):  # runs in a worker: simulate one shard; its record comes last
+    if not (out/'store.json').is_file():
+        raise UserError(f'a worker does not see {out}: all machines need the same file system')
+    if engine != _engine():
+        raise UserError('a worker has other versions than this process: give both the same environment')
+    data = _contents(recipe, shard)
     for k, f in _files(recipe, out, shard).items(): _write(f, data[k])
     _write(_record_file(out, shard), _record({k: hashlib.sha256(v).hexdigest() for k, v in data.items()}))
-    return len(idx)
+    return len(_samples(recipe, shard))
 
 # %% ../../nbs/datasets/02_store.ipynb #a4efc1bf
-def _sum(path):
+def _checksum(path):
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
+def _damage(found, sums):  # files whose checksums differ from those in a record's bytes; none: the record is damaged
+    try: known = dict(json.loads(found))
+    except (ValueError, TypeError): return []
+    return [k for k in sums if k in known and known[k] != sums[k]]
+
+# %% ../../nbs/datasets/02_store.ipynb #d9a3d9f2
 def _fault(recipe, out, shard):  # what is wrong with a shard; None: nothing
     files, record = _files(recipe, out, shard), _record_file(out, shard)
+    relative = lambda paths: ', '.join(str(p.relative_to(out)) for p in paths)
     if not record.is_file(): return 'missing'
-    if gone := [f for f in files.values() if not f.is_file()]: return ', '.join(str(f.relative_to(out)) for f in gone) + ' missing'
-    sums, found = {k: _sum(f) for k, f in files.items()}, record.read_bytes()
+    if gone := [f for f in files.values() if not f.is_file()]: return f'{relative(gone)} missing'
+    sums, found = {k: _checksum(f) for k, f in files.items()}, record.read_bytes()
     if found == _record(sums): return None
-    try: known = dict(json.loads(found))
-    except (ValueError, TypeError): known = {}
-    bad = [f for k, f in files.items() if k in known and known[k] != sums[k]] or [record]
-    return ', '.join(str(f.relative_to(out)) for f in bad) + ' damaged'
+    return f'{relative([files[k] for k in _damage(found, sums)] or [record])} damaged'
 
 # %% ../../nbs/datasets/02_store.ipynb #6d98dc20
 def _faults(recipe, out):  # {shard: what is wrong}
     shards = _shards(recipe)
     with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
-        found = tqdm(pool.map(lambda s: _fault(recipe, out, s), shards), 'checking', len(shards), leave=False, disable=len(shards) < 200 or None)
+        found = tqdm(pool.map(lambda s: _fault(recipe, out, s), shards), 'checking', len(shards), leave=False,
+                     disable=len(shards) < 200 or None)
         return {s: fault for s, fault in enumerate(found) if fault}
 
 def _bad_headers(meta, out):  # arrays whose zarr.json is damaged or missing
-    return [k for k, v in meta['headers'].items() if not (f := out/k/'zarr.json').is_file() or _sum(f) != v]
+    files = {k: out/k/'zarr.json' for k in meta['headers']}
+    return [k for k, f in files.items() if not f.is_file() or _checksum(f) != meta['headers'][k]]
 
 # %% ../../nbs/datasets/02_store.ipynb #1f381cb4
-def _check(meta):  # of everything else in store.json
-    return hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != 'check'}, sort_keys=True).encode()).hexdigest()
+def _check(meta):  # checksum of everything else in store.json
+    rest = {k: v for k, v in meta.items() if k != 'check'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 def _read_meta(out):
-    if not (Path(out)/'store.json').is_file(): raise UserError(f'{out} is not a store of exit waves: make one with `nanoshape simulate`')
-    meta = read_json(Path(out)/'store.json')
+    file = Path(out)/'store.json'
+    if not file.is_file(): raise UserError(f'{out} is not a store of exit waves: make one with `nanoshape simulate`')
+    meta = read_json(file)
     if not isinstance(meta, dict) or meta.get('format') != FORMAT:
         raise UserError(f'{out} was written by another version of nanoshape: delete it, or choose another folder')
     if meta.get('check') != _check(meta):
-        raise UserError(f'{Path(out)/"store.json"} is damaged: restore it from a copy, or delete the folder')
+        raise UserError(f'{file} is damaged: restore it from a copy, or delete the folder')
     return meta
 
 # %% ../../nbs/datasets/02_store.ipynb #92afaa71
@@ -133,36 +151,44 @@ def verify(
     "Check every checksum of a store. Raises `UserError` if it is none, or if its store.json cannot be read."
     path, meta = Path(path), _read_meta(path)
     recipe = make_recipe(**meta['recipe'])
-    line = lambda s, fault: f'shard {s} (samples {s*SHARD} to {min((s + 1)*SHARD, len(recipe)) - 1}): {fault}'
-    return [f'{k}/zarr.json damaged or missing' for k in _bad_headers(meta, path)] + [line(*x) for x in _faults(recipe, path).items()]
+    line = lambda s, fault: f'shard {s} (samples {_samples(recipe, s)[0]} to {_samples(recipe, s)[-1]}): {fault}'
+    headers = [f'{k}/zarr.json damaged or missing' for k in _bad_headers(meta, path)]
+    return headers + [line(*x) for x in _faults(recipe, path).items()]
 
 # %% ../../nbs/datasets/02_store.ipynb #67457a83
-_PACKAGES = 'nanoshape', 'numpy', 'scipy', 'torch', 'pyfftw', 'numba', 'ase', 'abtem', 'matscipy', 'wulffpack', 'scikit-image', 'pandas', 'zarr'
-_MODULES = ('core', *(f'simulate/{m}' for m in ('orientations', 'supports', 'structures', 'grains', 'columns', 'potential',
-                                                'multislice_cpu', 'multislice')), 'datasets/recipes', 'datasets/samples')
+_PACKAGES = ('nanoshape', 'numpy', 'scipy', 'torch', 'pyfftw', 'numba', 'ase', 'abtem', 'matscipy', 'wulffpack',
+             'scikit-image', 'pandas', 'zarr')
+_ENGINE = ('orientations', 'supports', 'structures', 'grains', 'columns', 'potential', 'multislice_cpu', 'multislice')
+_MODULES = ('core', *(f'simulate/{m}' for m in _ENGINE), 'datasets/recipes', 'datasets/samples')
 
+# %% ../../nbs/datasets/02_store.ipynb #3165232e
 @lru_cache
-def _engine():  # what decides the bits
+def _engine():  # versions and a checksum of the code: what decides the bits
     files = [Path(nanoshape.__file__).parent/f'{m}.py' for m in _MODULES]
     lines = [l for f in files for l in f.read_text(encoding='utf-8').splitlines()]
     code = '\n'.join(l for l in lines if not l.startswith('#'))
     return {p: version(p) for p in _PACKAGES} | {'engine': hashlib.sha256(code.encode()).hexdigest()[:12]}
 
+# %% ../../nbs/datasets/02_store.ipynb #86cd1319
 def _check_versions(meta, out):
     old, new = meta['made_with'], provenance() | _engine()
     differ = [f'{k} {old.get(k)}, now {new[k]}' for k in _engine() if old.get(k) != new[k]]
     if differ and old.get('commit') != new['commit']: differ.append(f'commit {old.get("commit")}, now {new["commit"]}')
-    if differ: raise UserError(f'{out} was begun with other versions ({"; ".join(differ)}): go on with those, or choose another folder')
+    if differ:
+        raise UserError(f'{out} was begun with other versions ({"; ".join(differ)}): go on with those, '
+                        'or choose another folder')
 
 # %% ../../nbs/datasets/02_store.ipynb #4a9eae84
 def _leftovers(out):  # temporary files of writers that were killed
-    return [*out.glob('.*.tmp.*'), *(f for k in ('waves', 'maps', 'labels', 'shards') for f in (out/k).glob('.*.tmp*'))]
+    folders = [out/k for k in ('waves', 'maps', 'labels', 'shards')]
+    return [*out.glob('.*.tmp.*'), *(f for folder in folders for f in folder.glob('.*.tmp*'))]
 
 def _check_folder(recipe, out):  # the store.json of a store that was begun, or None
     if (out/'store.json').is_file():
         meta = _read_meta(out)
         if meta['fingerprint'] == fingerprint(recipe): return meta
-        raise UserError(f'{out} holds waves of another recipe ({meta["recipe"]["name"]}): choose another folder, or delete this one')
+        name = meta['recipe']['name']
+        raise UserError(f'{out} holds waves of another recipe ({name}): choose another folder, or delete this one')
     if out.exists() and not (out.is_dir() and set(out.iterdir()) <= set(out.glob('.store.*.tmp.json'))):
         raise UserError(f'{out} is not empty and not a store: choose another folder')
 
@@ -171,11 +197,15 @@ def _size(recipe, shards):  # bytes
     pixels = SHARD*recipe.out_gpts**2
     return shards*(sum(pixels*t.itemsize for t in _arrays(recipe).values()) + 2**13)
 
-def _text(size): return f'{size/1e9:.1f} GB' if size >= 1e9 else f'{size/1e6:.1f} MB'
+def _size_text(size): return f'{size/1e9:.1f} GB' if size >= 1e9 else f'{size/1e6:.1f} MB'
 
+# %% ../../nbs/datasets/02_store.ipynb #7444887a
 def _check_room(recipe, out, shards):
-    need, free = _size(recipe, shards), shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free
-    if need > free: raise UserError(f'{out} needs {_text(need)} more and its disk has {_text(free)} free: make room, or choose another folder')
+    existing = next(p for p in (out, *out.absolute().parents) if p.exists())
+    need, free = _size(recipe, shards), shutil.disk_usage(existing).free
+    if need > free:
+        raise UserError(f'{out} needs {_size_text(need)} more and its disk has {_size_text(free)} free: make room, '
+                        'or choose another folder')
 
 # %% ../../nbs/datasets/02_store.ipynb #b34b82e0
 @contextmanager
@@ -183,8 +213,8 @@ def _full_disk(out, size):  # bytes in total
     try: yield
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-        raise UserError(f'the disk of {out} is full ({_text(size)} are needed in total): what is written is kept, make room and the same command '
-                        'goes on') from None
+        raise UserError(f'the disk of {out} is full ({_size_text(size)} are needed in total): what is written is kept, '
+                        'make room and the same command goes on') from None
 
 # %% ../../nbs/datasets/02_store.ipynb #d4fd5db9
 class Busy(UserError): "Another process is writing into the store."
@@ -212,29 +242,49 @@ def _on_processes(jobs, workers):  # yields the number of samples as shards are 
         futures = [pool.submit(_write_shard, *j) for j in jobs]
         try: yield from (f.result() for f in as_completed(futures))
         except BrokenProcessPool:
-            raise UserError('a worker process was killed (is there enough memory?): the same command goes on, perhaps with fewer workers') from None
+            raise UserError('a worker process was killed (is there enough memory?): the same command goes on, '
+                            'perhaps with fewer workers') from None
         finally: pool.shutdown(wait=True, cancel_futures=True)
 
 # %% ../../nbs/datasets/02_store.ipynb #b62436c7
-def _on_cluster(jobs, scheduler):  # the same on a Dask cluster
-    from distributed import Client, KilledWorker, as_completed as finished
+def _client(scheduler):  # of a Dask cluster
+    from distributed import Client
+    try: return Client(scheduler, timeout=10, set_as_default=False)
+    except (OSError, ValueError, TypeError) as e:
+        raise UserError(f'no Dask scheduler answers at {scheduler} ({e or type(e).__name__})') from None
+
+def _on_cluster(jobs, scheduler):  # as `_on_processes`
+    from distributed import KilledWorker, as_completed as finished
     from distributed.client import FutureCancelledError
-    try: client = Client(scheduler, timeout=10, set_as_default=False)
-    except (OSError, ValueError, TypeError) as e: raise UserError(f'no Dask scheduler answers at {scheduler} ({e or type(e).__name__})') from None
+    client = _client(scheduler)
     with client, client.as_current():
         futures = [client.submit(_write_shard, *j, retries=2, pure=False) for j in jobs]
         try: yield from (n for _, n in finished(futures, loop=client.loop, with_results=True))
         except (KilledWorker, FutureCancelledError) as e:
-            raise UserError(f'the cluster at {scheduler} was lost ({type(e).__name__}): the same command goes on') from None
+            raise UserError(f'the cluster at {scheduler} was lost ({type(e).__name__}): '
+                            'the same command goes on') from None
+
+# %% ../../nbs/datasets/02_store.ipynb #397f16c3
+def _run(recipe, out, todo, workers, scheduler):  # the shards in `todo`
+    jobs = [(recipe, out.absolute(), s, _engine()) for s in todo]
+    left = sum(len(_samples(recipe, s)) for s in todo)
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    with tqdm(total=len(recipe), initial=len(recipe) - left, desc='exit waves', unit='wave') as bar:
+        for n in _on_cluster(jobs, scheduler) if scheduler else _on_processes(jobs, workers): bar.update(n)
 
 # %% ../../nbs/datasets/02_store.ipynb #a8c7074a
+def _new_meta(recipe, headers):  # what a new store.json holds
+    sums = {k: hashlib.sha256(v).hexdigest() for k, v in headers.items()}
+    meta = dict(format=FORMAT, fingerprint=fingerprint(recipe), recipe=asdict(recipe), sampling=recipe.sampling,
+                made_with=provenance() | _engine(), headers=sums)
+    return meta | {'check': _check(meta)}
+
 def _prepare(recipe, out, meta):  # everything but the shards; `meta` is None for a new store
     for f in _leftovers(out): f.unlink(missing_ok=True)
     headers = {k: _header(recipe, k) for k in _arrays(recipe)}
     if meta is None:
-        meta = dict(format=FORMAT, fingerprint=fingerprint(recipe), recipe=asdict(recipe), sampling=recipe.sampling,
-                    made_with=provenance() | _engine(), headers={k: hashlib.sha256(v).hexdigest() for k, v in headers.items()})
-        write_json(out/'store.json', meta | {'check': _check(meta)})
+        meta = _new_meta(recipe, headers)
+        write_json(out/'store.json', meta)
     for k in (*headers, 'labels', 'shards'): (out/k).mkdir(exist_ok=True)
     for k in _bad_headers(meta, out): _write(out/k/'zarr.json', headers[k])
 
@@ -245,8 +295,8 @@ def simulate(
     workers:int|None=None,  # processes; default: all cores. 0: this process
     scheduler:str|None=None,  # address of a Dask scheduler, 'tcp://…', whose workers do it instead
 )->'Store':
-    """Simulate what is missing or damaged in `out`, with a progress bar, and open it. Raises `UserError` if the folder holds anything else, if
-    it was begun with other versions, and if the disk is full."""
+    """Simulate what is missing or damaged in `out`, with a progress bar, and open it. Raises `UserError` if the folder
+    holds anything else, if it was begun with other versions, and if the disk is full."""
     out = Path(out)
     meta, todo = _check_folder(recipe, out), [*_faults(recipe, out)]
     if todo and meta: _check_versions(meta, out)
@@ -260,81 +310,38 @@ def simulate(
                 if todo: _run(recipe, out, todo, workers, scheduler)
     return Store(out)
 
-# %% ../../nbs/datasets/02_store.ipynb #397f16c3
-def _run(recipe, out, todo, workers, scheduler):
-    jobs = [(recipe, out.absolute(), s, _engine()) for s in todo]
-    left = sum(min(SHARD, len(recipe) - s*SHARD) for s in todo)
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    with tqdm(total=len(recipe), initial=len(recipe) - left, desc='exit waves', unit='wave') as bar:
-        for n in _on_cluster(jobs, scheduler) if scheduler else _on_processes(jobs, workers): bar.update(n)
+# %% ../../nbs/datasets/02_store.ipynb #cf2052ad
+def _damaged(path):  # the error for a store with files that cannot be read
+    return UserError(f'{path} is damaged: `nanoshape verify` says where, '
+                     'simulating the recipe into it again repairs it')
+
+def _read_labels(recipe, path):
+    files = [_files(recipe, path, s)['labels'] for s in _shards(recipe)]
+    try: t = pd.concat([pd.read_csv(f, float_precision='round_trip') for f in files], ignore_index=True)
+    except (OSError, ValueError): raise _damaged(path) from None
+    if len(t) != len(recipe): raise _damaged(path)
+    return t
 
 # %% ../../nbs/datasets/02_store.ipynb #8807bd76
 class Store:
-    "A finished store: `len`, `labels` (a row per sample), `recipe`, `sampling` (Å per pixel), `made_with` (versions), `waves(idx)`, `maps(idx)`."
+    """A finished store: `len`, `labels` (a row per sample), `recipe`, `sampling` (Å per pixel), `made_with` (versions),
+    `waves(idx)`, `maps(idx)`."""
     def __init__(self,
         path:str|Path,  # folder written by `simulate`
     ):
         self.path, meta = Path(path), _read_meta(path)
         self.recipe = make_recipe(**meta['recipe'])
-        self.sampling, self.made_with, self.gpts = meta['sampling'], meta['made_with'], self.recipe.out_gpts  # as stored
+        self.sampling, self.made_with = meta['sampling'], meta['made_with']
+        self.gpts = self.recipe.out_gpts  # as stored
         missing = sum(not _record_file(path, s).is_file() for s in _shards(self.recipe))
-        if missing: raise UserError(f'{path} is unfinished ({missing} shards missing): simulate the recipe into it again to go on')
-        self.labels = self._labels()
-
+        if missing:
+            raise UserError(f'{path} is unfinished ({missing} shards missing): '
+                            'simulate the recipe into it again to go on')
+        self.labels = _read_labels(self.recipe, self.path)
     def __len__(self): return len(self.labels)
 
-    def _labels(self):
-        try: t = pd.concat([pd.read_csv(_files(self.recipe, self.path, s)['labels'], float_precision='round_trip') for s in _shards(self.recipe)],
-                           ignore_index=True)
-        except (OSError, ValueError): raise self._damaged() from None
-        if len(t) != len(self.recipe): raise self._damaged()
-        return t
-
-    def _damaged(self): return UserError(f'{self.path} is damaged: `nanoshape verify` says where, simulating the recipe into it again repairs it')
-
-    def waves(self,
-        idx,  # sample numbers
-    )->torch.Tensor:
-        "Exit waves, complex64 (n, y, x)."
-        waves = torch.from_numpy(_rows(self, 'waves', idx))
-        return waves if self.recipe.out_gpts == self.gpts else fourier_crop(waves, self.recipe.out_gpts)
-
-    def maps(self,
-        idx,  # sample numbers
-    )->np.ndarray:
-        "Truth maps (n, y, x), as `truth_map` makes them. Raises `UserError` for kinds of samples that have none."
-        if self.recipe.kind not in MAPS: raise UserError(f'{self.recipe.kind} have no truth maps; {" and ".join(MAPS)} have')
-        return _rows(self, 'maps', idx)
-
-# %% ../../nbs/datasets/02_store.ipynb #9744d15a
-@patch(as_prop=True)
-def made_here(self:Store)->bool:
-    "Whether the engine that made it is the one that is here."
-    return self.made_with.get('engine') == _engine()['engine']
-
-@patch
-def parts(self:Store,
-    idx,  # sample numbers
-)->Iterator[tuple[Store,np.ndarray,np.ndarray]]:  # the store, places in `idx`, sample numbers there
-    "Where the samples are: all in this store; those of `Joined` stores in several."
-    yield self, np.arange(len(idx)), np.asarray(idx, int)
-
-@patch
-def imaged(self:Store,
-    **changes,  # of the recipe: the microscope's keys (`IMAGING`), `name`, or a smaller `out_gpts` (an aperture, not a camera)
-)->Store:
-    "The same waves under another microscope, or cut to fewer spatial frequencies. Raises `UserError` for changes that need other waves."
-    if other := [k for k in changes if k not in (*IMAGING, 'name', 'out_gpts')]:
-        raise UserError(f'{other[0]} decides the waves, which are there already: simulate another recipe')
-    view = copy(self)
-    view.recipe = make_recipe(**{**asdict(self.recipe), **changes})
-    view.sampling = view.recipe.sampling
-    if view.recipe.out_gpts > self.gpts: raise UserError(f'out_gpts: the stored waves have {self.gpts} pixels and no more')
-    if view.recipe.out_gpts < self.gpts and view.recipe.kind in MAPS: raise UserError('out_gpts: truth maps cannot be cut to coarser pixels')
-    return view
-
 # %% ../../nbs/datasets/02_store.ipynb #e8e1ff4a
-def _rows(store, name, idx):  # samples of one array, (n, y, x)
+def _read_pixels(store, name, idx):  # samples of one array, (n, y, x)
     px, idx = store.gpts, np.asarray(idx, dtype=int)
     rows = np.empty((len(idx), px, px), _arrays(store.recipe)[name])
     for row, i in zip(rows, idx.tolist()):
@@ -344,61 +351,127 @@ def _rows(store, name, idx):  # samples of one array, (n, y, x)
                 f.seek(i % SHARD*row.nbytes)
                 whole = f.readinto(row) == row.nbytes
         except FileNotFoundError: whole = False
-        if not whole: raise store._damaged()
+        if not whole: raise _damaged(store.path)
     return rows
+
+# %% ../../nbs/datasets/02_store.ipynb #3b6e1b54
+@patch
+def waves(self:Store,
+    idx,  # sample numbers
+)->torch.Tensor:
+    "Exit waves, complex64 (n, y, x)."
+    waves = torch.from_numpy(_read_pixels(self, 'waves', idx))
+    return waves if self.recipe.out_gpts == self.gpts else fourier_crop(waves, self.recipe.out_gpts)
+
+@patch
+def maps(self:Store,
+    idx,  # sample numbers
+)->np.ndarray:
+    "Truth maps (n, y, x), as `truth_map` makes them. Raises `UserError` for kinds of samples that have none."
+    if self.recipe.kind not in MAPS:
+        raise UserError(f'{self.recipe.kind} have no truth maps; {" and ".join(MAPS)} have')
+    return _read_pixels(self, 'maps', idx)
+
+# %% ../../nbs/datasets/02_store.ipynb #9744d15a
+@patch(as_prop=True)
+def made_here(self:Store)->bool:
+    "Whether the engine that made it is the one that is here."
+    return self.made_with.get('engine') == _engine()['engine']
+
+# %% ../../nbs/datasets/02_store.ipynb #1eabdb69
+@patch
+def imaged(self:Store,
+    **changes,  # of the recipe: keys in `IMAGING`, `name`, or a smaller `out_gpts` (an aperture, not a camera)
+)->Store:
+    """The same waves under another microscope, or cut to fewer spatial frequencies. Raises `UserError` for changes
+    that need other waves."""
+    if other := [k for k in changes if k not in (*IMAGING, 'name', 'out_gpts')]:
+        raise UserError(f'{other[0]} decides the waves, which are there already: simulate another recipe')
+    view = copy(self)
+    view.recipe = make_recipe(**{**asdict(self.recipe), **changes})
+    view.sampling = view.recipe.sampling
+    if view.recipe.out_gpts > self.gpts:
+        raise UserError(f'out_gpts: the stored waves have {self.gpts} pixels and no more')
+    if view.recipe.out_gpts < self.gpts and view.recipe.kind in MAPS:
+        raise UserError('out_gpts: truth maps cannot be cut to coarser pixels')
+    return view
+
+# %% ../../nbs/datasets/02_store.ipynb #98287deb
+@patch
+def parts(self:Store,
+    idx,  # sample numbers
+)->Iterator[tuple[Store,np.ndarray,np.ndarray]]:  # the store, places in `idx`, sample numbers there
+    "Where the samples are: all in this store; those of `Joined` stores in several."
+    yield self, np.arange(len(idx)), np.asarray(idx, int)
+
+# %% ../../nbs/datasets/02_store.ipynb #87c0ff8b
+def _check_joinable(stores):
+    if len({(s.sampling, s.gpts, s.recipe.kind) for s in stores}) > 1:
+        raise UserError('stores of other pixels or other kinds of samples cannot be joined: simulate them on one grid')
+    if len({s.recipe.seed for s in stores}) < len(stores):
+        raise UserError('two of the stores have the same seed: give each recipe its own')
+
+def _joined_labels(stores):  # structures are numbered on
+    first = np.cumsum([0, *(s.labels.structure.max() + 1 for s in stores)])
+    tables = [s.labels.assign(structure=s.labels.structure + n, part=s.recipe.name) for s, n in zip(stores, first)]
+    return pd.concat(tables, ignore_index=True)
+
+# %% ../../nbs/datasets/02_store.ipynb #3b485bb8
+def _gathered(joined, read, idx, dtype):  # what `read` gives of each store, (n, y, x) in the order of `idx`
+    out = np.empty((len(idx), joined.gpts, joined.gpts), dtype)
+    for s, rows, numbers in joined.parts(idx): out[rows] = read(s, numbers)
+    return out
 
 # %% ../../nbs/datasets/02_store.ipynb #1449af48
 class Joined:
-    "Stores as one: `len`, `labels`, `sampling`, `recipe`, `waves`, `maps`, `parts` as in `Store`. `UserError` for other pixels or equal seeds."
+    """Stores as one: `len`, `labels`, `sampling`, `recipe`, `waves`, `maps`, `parts` as in `Store`. Raises `UserError`
+    for other pixels or equal seeds."""
     def __init__(self, stores:Sequence[Store]):
+        _check_joinable(stores)
         first, self.stores = stores[0], list(stores)
-        if any((s.sampling, s.gpts, s.recipe.kind) != (first.sampling, first.gpts, first.recipe.kind) for s in stores):
-            raise UserError('stores of other pixels or other kinds of samples cannot be joined: simulate them on one grid')
-        if len({s.recipe.seed for s in stores}) < len(stores): raise UserError('two of the stores have the same seed: give each recipe its own')
-        self.sampling, self.gpts, self.made_with, self.start = first.sampling, first.gpts, first.made_with, np.cumsum([0, *map(len, stores)])
-        self.path, self.labels = Path('+'.join(s.path.name for s in stores)), self._labels()
-        self.recipe = replace(first.recipe, name=' + '.join(s.recipe.name for s in stores), structures=len(self), views=1, weights=(),
-                              classes=tuple(dict.fromkeys(c for s in stores for c in s.recipe.classes)))
-    def _labels(self):
-        ends = np.cumsum([0, *(s.labels.structure.max() + 1 for s in self.stores)])
-        tables = [s.labels.assign(structure=s.labels.structure + e, part=s.recipe.name) for s, e in zip(self.stores, ends)]
-        return pd.concat(tables, ignore_index=True)
+        self.sampling, self.gpts, self.made_with = first.sampling, first.gpts, first.made_with
+        self.start = np.cumsum([0, *map(len, stores)])  # number of each store's first sample
+        self.path, self.labels = Path('+'.join(s.path.name for s in stores)), _joined_labels(stores)
+        classes = tuple(dict.fromkeys(c for s in stores for c in s.recipe.classes))
+        self.recipe = replace(first.recipe, name=' + '.join(s.recipe.name for s in stores), structures=len(self),
+                              views=1, weights=(), classes=classes)
     def __len__(self): return int(self.start[-1])
     def parts(self, idx):
         idx = np.asarray(idx, int)
-        if len(idx) and not 0 <= idx.min() <= idx.max() < len(self): raise IndexError(f'sample numbers from 0 to {len(self) - 1}')
+        if len(idx) and not 0 <= idx.min() <= idx.max() < len(self):
+            raise IndexError(f'sample numbers from 0 to {len(self) - 1}')
         for s, low, high in zip(self.stores, self.start, self.start[1:]):
             if len(rows := np.flatnonzero((idx >= low) & (idx < high))): yield s, rows, idx[rows] - low
-    def _rows(self, take, idx, dtype):
-        out = np.empty((len(idx), self.gpts, self.gpts), dtype)
-        for s, rows, numbers in self.parts(idx): out[rows] = take(s, numbers)
-        return out
-    def waves(self, idx): return torch.from_numpy(self._rows(lambda s, k: s.waves(k).numpy(), idx, np.complex64))
-    def maps(self, idx): return self._rows(lambda s, k: s.maps(k), idx, MAPS.get(self.recipe.kind, 'uint8'))
+    def waves(self, idx): return torch.from_numpy(_gathered(self, lambda s, k: s.waves(k).numpy(), idx, np.complex64))
+    def maps(self, idx): return _gathered(self, lambda s, k: s.maps(k), idx, MAPS.get(self.recipe.kind, 'uint8'))
 
 # %% ../../nbs/datasets/02_store.ipynb #e1dad3f7
 NPZ_LIMIT = 2*10**9  # bytes
 
 def _columns_of(labels):  # name → array of numbers, or of texts
-    return {k: v.to_numpy() if pd.api.types.is_numeric_dtype(v) else v.fillna('').astype(str).to_numpy(dtype='U') for k, v in labels.items()}
+    number = pd.api.types.is_numeric_dtype
+    return {k: v.to_numpy() if number(v) else v.fillna('').astype(str).to_numpy(dtype='U') for k, v in labels.items()}
 
+# %% ../../nbs/datasets/02_store.ipynb #ff1839a9
 def _write_hdf5(store, path):
     import h5py
     with h5py.File(path, 'w') as h:
-        h.attrs.update(sampling_A=store.sampling, recipe=json.dumps(asdict(store.recipe)), made_with=json.dumps(store.made_with))
+        h.attrs.update(sampling_A=store.sampling, recipe=json.dumps(asdict(store.recipe)),
+                       made_with=json.dumps(store.made_with))
         for k, t in _arrays(store.recipe).items():
             d = h.create_dataset(k, (len(store), *[store.recipe.out_gpts]*2), t)
             for s in _shards(store.recipe):
-                idx = range(s*SHARD, min((s + 1)*SHARD, len(store)))
-                d[idx.start:idx.stop] = _rows(store, k, idx)
+                idx = _samples(store.recipe, s)
+                d[idx.start:idx.stop] = _read_pixels(store, k, idx)
         for k, v in _columns_of(store.labels).items(): h[f'labels/{k}'] = v if v.dtype.kind != 'U' else v.astype(object)
 
 # %% ../../nbs/datasets/02_store.ipynb #a9cd15bd
 def _write_npz(store, path):
     if (size := _size(store.recipe, len(_shards(store.recipe)))) > NPZ_LIMIT:
-        raise UserError(f'{_text(size)} are too much for npz, which is assembled in memory: use hdf5')
-    arrays = {k: _rows(store, k, range(len(store))) for k in _arrays(store.recipe)}
-    with open(path, 'wb') as f: np.savez(f, sampling_A=store.sampling, **arrays, **{f'labels_{k}': v for k, v in _columns_of(store.labels).items()})
+        raise UserError(f'{_size_text(size)} are too much for npz, which is assembled in memory: use hdf5')
+    arrays = {k: _read_pixels(store, k, range(len(store))) for k in _arrays(store.recipe)}
+    labels = {f'labels_{k}': v for k, v in _columns_of(store.labels).items()}
+    with open(path, 'wb') as f: np.savez(f, sampling_A=store.sampling, **arrays, **labels)
 
 EXPORTS = {'hdf5': _write_hdf5, 'npz': _write_npz}
 
@@ -408,7 +481,8 @@ def export(
     file:str|Path,  # a new file
     to:str='hdf5',  # or 'npz'
 ):
-    "Write waves and labels as plain arrays. Raises `UserError` for a file that exists, for an unknown kind, and for an npz above 2 GB."
+    """Write waves and labels as plain arrays. Raises `UserError` for a file that exists, for an unknown kind, and for
+    an npz above 2 GB."""
     file = Path(file)
     if to not in EXPORTS: raise UserError(f'there is no export to {to!r}, use one of {", ".join(EXPORTS)}')
     if file.exists(): raise UserError(f'{file} exists: choose another name, or delete it')

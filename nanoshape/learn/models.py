@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from ..core import UserError
 
 # %% ../../nbs/learn/00_models.ipynb #2b9c4938
-WIDTHS = (16, 32, 64, 96, 128, 128)
+WIDTHS = (16, 32, 64, 96, 128, 128)  # channels of the blocks
 
 def _block(c_in, c_out):
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True),
+                         nn.MaxPool2d(2))
 
 # %% ../../nbs/learn/00_models.ipynb #c13c6b9b
 def cnn(
@@ -37,32 +38,48 @@ def cnn(
                          nn.Dropout(dropout), nn.Linear(4*widths[-1], n_classes))
 
 # %% ../../nbs/learn/00_models.ipynb #c1b96e9c
+def _grey(net):  # a torchvision ResNet's first layer for one channel
+    first = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+    with torch.no_grad(): first.weight.copy_(net.conv1.weight.sum(1, keepdim=True))
+    return first
+
+# %% ../../nbs/learn/00_models.ipynb #8f2914d6
 def resnet(
     depth:int=34,  # 18, 34 or 101
     n_classes:int=5,
     pretrained:bool=False,  # weights from ImageNet, downloaded by torchvision
 )->nn.Module:  # (n, 1, y, x) → (n, n_classes)
-    "torchvision's ResNet for images with one channel. Raises `UserError` for an unknown depth, or if weights cannot be downloaded."
+    """torchvision's ResNet for images with one channel. Raises `UserError` for an unknown depth, or if weights cannot
+    be downloaded."""
     if depth not in (18, 34, 101): raise UserError(f'there is no ResNet-{depth} here: use 18, 34 or 101')
     try: net = getattr(torchvision.models, f'resnet{depth}')(weights='DEFAULT' if pretrained else None)
-    except OSError as e: raise UserError(f'the ImageNet weights of ResNet-{depth} cannot be downloaded ({e}): train without them') from None
-    first = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
-    with torch.no_grad(): first.weight.copy_(net.conv1.weight.sum(1, keepdim=True))
-    net.conv1, net.fc = first, nn.Linear(net.fc.in_features, n_classes)
+    except OSError as e:
+        raise UserError(f'the ImageNet weights of ResNet-{depth} cannot be downloaded ({e}): '
+                        'train without them') from None
+    net.conv1, net.fc = _grey(net), nn.Linear(net.fc.in_features, n_classes)
     return net
 
 # %% ../../nbs/learn/00_models.ipynb #9ffc3263
+def _gaussian(sigma):  # weights (2·3σ + 1,) that add up to 1; σ in pixels
+    r = int(3*sigma)
+    w = torch.exp(-torch.arange(-r, r + 1)**2/(2*sigma**2))
+    return w/w.sum()
+
+def _standardised(maps):  # (n, c, y, x), each map with mean 0 and variance 1
+    std, mean = torch.std_mean(maps, (-2, -1), keepdim=True)
+    return (maps - mean)/std.clamp(min=1e-6)
+
+# %% ../../nbs/learn/00_models.ipynb #bea17d32
 class Channels(nn.Module):
-    "(n, 1, y, x) → (n, 3 or 6, y/2, x/2): smoothed image, local standard deviation of the rest, image; each of unit variance."
+    """(n, 1, y, x) → (n, 3 or 6, y/2, x/2): smoothed image, local standard deviation of the rest, image; each of unit
+    variance."""
     def __init__(self,
         sigma:float=2.5,  # pixels, of the smoothing
         pixels:bool=False,  # the image in four channels with all its pixels, not in one of averages
     ):
         super().__init__()
         self.pixels = pixels
-        r = int(3*sigma)
-        w = torch.exp(-torch.arange(-r, r + 1)**2/(2*sigma**2))
-        self.register_buffer('kernel', (w/w.sum())[None, None, None], persistent=False)
+        self.register_buffer('kernel', _gaussian(sigma)[None, None, None], persistent=False)
     def smooth(self, x):
         r = self.kernel.shape[-1]//2
         x = F.conv2d(F.pad(x, (r, r, r, r), mode='reflect'), self.kernel)
@@ -70,9 +87,8 @@ class Channels(nn.Module):
     def forward(self, x):
         low = self.smooth(x)
         fringes = self.smooth((x - low)**2).clamp(min=1e-6).sqrt()
-        out = torch.cat([F.avg_pool2d(torch.cat([low, fringes], 1), 2), F.pixel_unshuffle(x, 2) if self.pixels else F.avg_pool2d(x, 2)], 1)
-        std, mean = torch.std_mean(out, (-2, -1), keepdim=True)
-        return (out - mean)/std.clamp(min=1e-6)
+        image = F.pixel_unshuffle(x, 2) if self.pixels else F.avg_pool2d(x, 2)
+        return _standardised(torch.cat([F.avg_pool2d(torch.cat([low, fringes], 1), 2), image], 1))
 
 # %% ../../nbs/learn/00_models.ipynb #c89425c9
 def outline_net(
@@ -81,7 +97,8 @@ def outline_net(
     pixels:bool=False,  # as in `Channels`
 )->nn.Module:  # (n, 1, y, x) → (n, n_classes)
     "`Channels`, then fastai's XResNet-18 of half the width."
-    net = XResNet(ResBlock, 1, [2, 2, 2, 2], c_in=6 if pixels else 3, n_out=n_classes, widen=widen, stem_szs=(32, 32, 64))
+    c_in = 6 if pixels else 3
+    net = XResNet(ResBlock, 1, [2, 2, 2, 2], c_in=c_in, n_out=n_classes, widen=widen, stem_szs=(32, 32, 64))
     return nn.Sequential(Channels(pixels=pixels), net)
 
 # %% ../../nbs/learn/00_models.ipynb #704eb2c1
@@ -89,9 +106,7 @@ class Spectrum(nn.Module):
     "(n, 1, y, x) → (n, 1, y, x): logarithm of the power spectrum, zero frequency in the middle, mean 0 and variance 1."
     def forward(self, x):
         power = torch.fft.fftshift(torch.fft.fft2(x.float()).abs()**2, dim=(-2, -1))
-        out = torch.log(power + 1e-3*power.mean((-2, -1), keepdim=True))
-        std, mean = torch.std_mean(out, (-2, -1), keepdim=True)
-        return (out - mean)/std.clamp(min=1e-6)
+        return _standardised(torch.log(power + 1e-3*power.mean((-2, -1), keepdim=True)))
 
 # %% ../../nbs/learn/00_models.ipynb #ce1d50f5
 class Together(nn.Module):
@@ -115,8 +130,8 @@ def unet(
     n_classes:int=2,
     widen:float=.25,  # 1: the channel numbers of ResNet-18
 )->nn.Module:  # (n, 1, y, x) → (n, n_classes, y, x); y and x multiples of 32
-    """fastai's `DynamicUnet` on an XResNet-18 encoder; its last step, from half the pixels to all of them, is a sub-pixel convolution (Shi et al.
-    2016) straight to the classes, cheaper than going there with all channels."""
+    """fastai's `DynamicUnet` on an XResNet-18 encoder. Its last step, from half the pixels to all of them, is a
+    sub-pixel convolution (Shi et al. 2016) straight to the classes, cheaper than going there with all channels."""
     encoder = XResNet(ResBlock, 1, [2, 2, 2, 2], c_in=1, widen=widen, stem_szs=(16, 16, 64))
     net = DynamicUnet(nn.Sequential(*list(encoder.children())[:-4]), n_classes, (256, 256), last_cross=False)
     at = next(k for k, layer in enumerate(net.layers) if isinstance(layer, PixelShuffle_ICNR))
@@ -125,10 +140,12 @@ def unet(
     return net
 
 # %% ../../nbs/learn/00_models.ipynb #d8d79c27
-ARCHITECTURES = {**{f'cnn{b}': partial(cnn, b) for b in (4, 5, 6)}, **{f'resnet{d}': partial(resnet, d) for d in (18, 34, 101)},
+ARCHITECTURES = {**{f'cnn{b}': partial(cnn, b) for b in (4, 5, 6)},
+                 **{f'resnet{d}': partial(resnet, d) for d in (18, 34, 101)},
                  'outline': outline_net, 'fringes': partial(outline_net, pixels=True), 'unet': unet,
                  'spectrum': spectrum_net, 'both': partial(spectrum_net, image=True)}
 
+# %% ../../nbs/learn/00_models.ipynb #002e1cde
 class Resize(nn.Module):
     "(n, c, y, x) → (n, c, px, px): mean over the pixels that fall together, or bicubic interpolation to more."
     def __init__(self,
@@ -145,8 +162,10 @@ def build(
 )->nn.Module:
     "A new network. Raises `UserError` for an unknown name."
     name, *widths = name.split('@')
-    if name not in ARCHITECTURES: raise UserError(f'there is no architecture {name!r}: choose one of {", ".join(ARCHITECTURES)}')
+    if name not in ARCHITECTURES:
+        raise UserError(f'there is no architecture {name!r}: choose one of {", ".join(ARCHITECTURES)}')
     for px in widths:
-        if not (px.isdecimal() and 16 <= int(px) <= 4096): raise UserError(f'{name}@{px}: behind @ stands a width from 16 to 4096 pixels')
+        if not (px.isdecimal() and 16 <= int(px) <= 4096):
+            raise UserError(f'{name}@{px}: behind @ stands a width from 16 to 4096 pixels')
     net = ARCHITECTURES[name](n_classes)
     return nn.Sequential(*(Resize(int(px)) for px in widths), net) if widths else net

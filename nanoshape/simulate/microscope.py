@@ -18,9 +18,13 @@ from .potential import frequencies, wavelength
 
 # %% ../../nbs/simulate/08_microscope.ipynb #971aea27
 Number = float|torch.Tensor  # a number, or a tensor with one value per image
-ORDERS = ((1, 0), (1, 2), (2, 1), (2, 3), (3, 0), (3, 2), (3, 4), (4, 1), (4, 3), (4, 5), (5, 0), (5, 2), (5, 4), (5, 6))  # n, m of C_nm
-ALIASES = {'Cs': 'C30', 'C3': 'C30', 'C5': 'C50', 'astigmatism': 'C12', 'astigmatism_angle': 'phi12', 'coma': 'C21', 'coma_angle': 'phi21',
-           **{f'A{n}': f'C{n}{n + 1}' for n in range(1, 6)}, **{f'A{n}_angle': f'phi{n}{n + 1}' for n in range(1, 6)}}
+ORDERS = ((1, 0), (1, 2), (2, 1), (2, 3), (3, 0), (3, 2), (3, 4), (4, 1), (4, 3), (4, 5), (5, 0), (5, 2), (5, 4),
+          (5, 6))  # n, m of C_nm
+ALIASES = {'Cs': 'C30', 'C3': 'C30', 'C5': 'C50', 'astigmatism': 'C12', 'astigmatism_angle': 'phi12',
+           'coma': 'C21', 'coma_angle': 'phi21', **{f'A{n}': f'C{n}{n + 1}' for n in range(1, 6)},
+           **{f'A{n}_angle': f'phi{n}{n + 1}' for n in range(1, 6)}}
+
+# %% ../../nbs/simulate/08_microscope.ipynb #f03ccf8b
 CONDITIONS = dict(
     {f'C{n}{m}': 0. for n, m in ORDERS}, **{f'phi{n}{m}': 0. for n, m in ORDERS if m},
     focal_spread=0.,  # Å, 1/e half-width of the focus distribution
@@ -34,13 +38,15 @@ CONDITIONS = dict(
 
 # %% ../../nbs/simulate/08_microscope.ipynb #590ad05f
 class Microscope:
-    "Imaging conditions: a beam energy, and numbers or tensors (one value per image) under the names of `CONDITIONS` or their aliases."
+    """Imaging conditions: a beam energy in eV, the detector, and numbers or tensors (one value per image) under the
+    names of `CONDITIONS` or their aliases. Raises `UserError` for other names, and for a condition given twice."""
     def __init__(self, energy:float=300e3, mtf=None, pixel_integration:bool=False, **conditions):
         self.energy, self.mtf, self.pixel_integration, self.values = energy, mtf, pixel_integration, {}
         for k, v in conditions.items():
             if k == 'defocus': k, v = 'C10', -v
             k = ALIASES.get(k, k)
-            if k not in CONDITIONS: raise UserError(f'a microscope has no {k!r}; it has defocus, {", ".join((*CONDITIONS, *ALIASES))}')
+            if k not in CONDITIONS:
+                raise UserError(f'a microscope has no {k!r}; it has defocus, {", ".join((*CONDITIONS, *ALIASES))}')
             if k in self.values: raise UserError(f'{k} is given twice, once by an alias')
             self.values[k] = v
     def __getattr__(self, k):
@@ -49,7 +55,8 @@ class Microscope:
         k = ALIASES.get(k, k)
         if k not in CONDITIONS: raise AttributeError(k)
         return self.values.get(k, CONDITIONS[k])
-    def __repr__(self): return f'Microscope({self.energy:g} eV, ' + ', '.join(f'{k}={v}' for k, v in self.values.items()) + ')'
+    def __repr__(self):
+        return f'Microscope({self.energy:g} eV, ' + ', '.join(f'{k}={v}' for k, v in self.values.items()) + ')'
 
 # %% ../../nbs/simulate/08_microscope.ipynb #16922111
 def changed(
@@ -61,7 +68,8 @@ def changed(
     new.values = {**m.values, **new.values}
     return new
 
-def _map(m, f):
+# %% ../../nbs/simulate/08_microscope.ipynb #6aafe2dd
+def _map(m, f):  # the same conditions, with f applied to every tensor
     new = changed(m)
     one = lambda v: f(v) if isinstance(v, torch.Tensor) else v
     new.values, new.mtf = {k: one(v) for k, v in m.values.items()}, one(m.mtf)
@@ -80,22 +88,36 @@ def take(
     return _map(m, lambda v: v[idx])
 
 # %% ../../nbs/simulate/08_microscope.ipynb #05bfb0b8
-def _per_image(v, g): return torch.as_tensor(v, dtype=g.dtype, device=g.device)[..., None, None]
+def _per_image(v, like):  # a condition as a tensor (..., 1, 1) of the dtype and device of `like`
+    return torch.as_tensor(v, dtype=like.dtype, device=like.device)[..., None, None]
 
-def _given(v): return isinstance(v, torch.Tensor) or bool(v)  # a condition that does something
+def _nonzero(v): return isinstance(v, torch.Tensor) or bool(v)  # can this condition change an image?
 
 # %% ../../nbs/simulate/08_microscope.ipynb #53f9efeb
 def _aberrations(m, w, phi):  # χ·λ/2π and its gradient along and across ω, for the aberrations that are given
     chi = along = across = torch.zeros_like(w)
     for n, k in ORDERS:
         c = getattr(m, f'C{n}{k}')
-        if not _given(c): continue
+        if not _nonzero(c): continue
         c = _per_image(c, w)*w**n
         turn = k*(phi - _per_image(getattr(m, f'phi{n}{k}'), w)) if k else None
         radial = c if turn is None else c*torch.cos(turn)
         chi, along = chi + radial*w/(n + 1), along + radial
         if k: across = across - c*torch.sin(turn)*k/(n + 1)
     return chi, along, across
+
+# %% ../../nbs/simulate/08_microscope.ipynb #09f0caed
+def _envelope(m, lam, w, along, across):  # damping by the spread of focus and by the cone of illumination
+    damp = torch.zeros_like(w)
+    if _nonzero(m.focal_spread): damp = damp + (torch.pi*_per_image(m.focal_spread, w)*w**2/(2*lam))**2
+    if _nonzero(m.angular_spread):
+        damp = damp + (torch.pi/lam*_per_image(m.angular_spread, w))**2*(along**2 + across**2)
+    return torch.exp(-damp)
+
+# %% ../../nbs/simulate/08_microscope.ipynb #7ab3b14e
+def _mirrored(t, shape):  # a transfer function on the quadrant g ≥ 0 → on the whole of reciprocal space
+    for dim, n in zip((-2, -1), shape): t = torch.cat([t, t.narrow(dim, 1, (n - 1)//2).flip(dim)], dim)
+    return t
 
 # %% ../../nbs/simulate/08_microscope.ipynb #ba86ee87
 def transfer(
@@ -105,40 +127,41 @@ def transfer(
     device=None, dtype=torch.float32,
 )->torch.Tensor:  # complex (..., y, x), FFT order; leading axes are those of the conditions
     "Quasi-coherent wave transfer function: aperture × exp(−iχ) × temporal and spatial envelopes."
-    lam, round_lens = wavelength(m.energy), not any(_given(getattr(m, f'C{n}{k}')) for n, k in ORDERS if k)
+    lam, round_lens = wavelength(m.energy), not any(_nonzero(getattr(m, f'C{n}{k}')) for n, k in ORDERS if k)
     gy, gx = frequencies(shape, sampling, device, dtype)
-    if round_lens: gy, gx = gy[:shape[0]//2 + 1].abs(), gx[:, :shape[1]//2 + 1].abs()  # one quadrant says it all
+    if round_lens: gy, gx = gy[:shape[0]//2 + 1].abs(), gx[:, :shape[1]//2 + 1].abs()
     w = lam*(gy**2 + gx**2).sqrt()
     chi, along, across = _aberrations(m, w, torch.atan2(gy, gx))
-    damp = torch.zeros_like(w)
-    if _given(m.focal_spread): damp = damp + (torch.pi*_per_image(m.focal_spread, w)*w**2/(2*lam))**2
-    if _given(m.angular_spread): damp = damp + (torch.pi/lam*_per_image(m.angular_spread, w))**2*(along**2 + across**2)
-    size = torch.exp(-damp)
+    size = _envelope(m, lam, w, along, across)
     if m.aperture is not None: size = size*(w <= _per_image(m.aperture, w))
     size, chi = torch.broadcast_tensors(size, -2*torch.pi/lam*chi)
     t = torch.polar(size, chi)
-    for dim, n in zip((-2, -1), shape if round_lens else ()): t = torch.cat([t, t.narrow(dim, 1, (n - 1)//2).flip(dim)], dim)
-    return t
+    return _mirrored(t, shape) if round_lens else t
 
 # %% ../../nbs/simulate/08_microscope.ipynb #0dfd4d39
 def focus_steps(
     foci:int,
 )->tuple[np.ndarray,np.ndarray]:
     "Focus offsets in units of the 1/e half-width, from −2 to 2, and their weights, which add up to one."
-    if foci < 3: raise UserError(f'{foci} foci are too few for an average: use about 19, or 1 for the quasi-coherent approximation')
+    if foci < 3:
+        raise UserError(f'{foci} foci are too few for an average: use about 19, '
+                        'or 1 for the quasi-coherent approximation')
     z = np.linspace(-2, 2, foci)
     return z, np.exp(-z**2)/np.exp(-z**2).sum()
 
-def _coherent(spectrum, m, sampling):  # |F⁻¹(spectrum × transfer)|²
-    w = torch.fft.ifft2(spectrum*transfer(spectrum.shape[-2:], sampling, m, spectrum.device, spectrum.real.dtype))
+# %% ../../nbs/simulate/08_microscope.ipynb #e819188b
+def _transferred(spectrum, m, sampling):  # `transfer` on the grid of a wave's spectrum
+    return transfer(spectrum.shape[-2:], sampling, m, spectrum.device, spectrum.real.dtype)
+
+def _quasi_coherent(spectrum, m, sampling):  # |F⁻¹(spectrum × transfer)|²
+    w = torch.fft.ifft2(spectrum*_transferred(spectrum, m, sampling))
     return (w*w.conj()).real.contiguous()
 
 # %% ../../nbs/simulate/08_microscope.ipynb #a53da910
-def _focal_average(spectrum, m, sampling, foci):
-    sharp, total = changed(m, focal_spread=0.), 0
-    nominal = transfer(spectrum.shape[-2:], sampling, sharp, spectrum.device, spectrum.real.dtype)
+def _focal_average(spectrum, m, sampling, foci):  # |F⁻¹(spectrum × transfer)|², averaged over foci
+    total, nominal = 0, _transferred(spectrum, changed(m, focal_spread=0.), sampling)
     for z, weight in zip(*focus_steps(foci)):
-        shift = transfer(spectrum.shape[-2:], sampling, Microscope(m.energy, defocus=z*m.focal_spread), spectrum.device, spectrum.real.dtype)
+        shift = _transferred(spectrum, Microscope(m.energy, defocus=z*m.focal_spread), sampling)
         total = total + weight*torch.fft.ifft2(spectrum*nominal*shift).abs()**2
     return total
 
@@ -149,38 +172,59 @@ def _half_frequencies(image):  # cycles per pixel, of the half spectrum
     gy, gx = frequencies(image.shape[-2:], 1., image.device, image.dtype)
     return gy, gx[:, :image.shape[-1]//2 + 1].abs()
 
-# %% ../../nbs/simulate/08_microscope.ipynb #c730cbee
-def _mtf(mtf, image):
-    gy, gx = _half_frequencies(image)
-    f = (gy**2 + gx**2).sqrt()
-    if isinstance(mtf, (int, float, torch.Tensor)):
-        at_nyquist = torch.as_tensor(mtf, dtype=image.dtype, device=image.device)
-        if not ((0 < at_nyquist) & (at_nyquist <= 1)).all():
-            raise UserError(f'an MTF of {mtf} at Nyquist makes no sense: give numbers between 0 and 1')
-        return torch.exp(2*f*at_nyquist.log()[..., None, None])
-    table = np.asarray(mtf, float)
+# %% ../../nbs/simulate/08_microscope.ipynb #ef65dbd4
+def _table_mtf(table, f):  # a measured MTF at f cycles per pixel
+    table = np.asarray(table, float)
     if table.ndim != 2 or table.shape[1] != 2 or (np.diff(table[:, 0]) <= 0).any():
         raise UserError('an MTF table needs two columns, cycles per pixel (rising) and values')
-    return torch.as_tensor(np.interp(f.cpu().numpy(), *table.T), dtype=image.dtype, device=image.device)
+    return torch.as_tensor(np.interp(f.cpu().numpy(), *table.T), dtype=f.dtype, device=f.device)
+
+# %% ../../nbs/simulate/08_microscope.ipynb #c730cbee
+def _mtf(mtf, image):  # on the half spectrum (..., y, x/2+1) of an image
+    gy, gx = _half_frequencies(image)
+    f = (gy**2 + gx**2).sqrt()
+    if not isinstance(mtf, (int, float, torch.Tensor)): return _table_mtf(mtf, f)
+    at_nyquist = torch.as_tensor(mtf, dtype=image.dtype, device=image.device)
+    if not ((0 < at_nyquist) & (at_nyquist <= 1)).all():
+        raise UserError(f'an MTF of {mtf} at Nyquist makes no sense: give numbers between 0 and 1')
+    return torch.exp(2*f*at_nyquist.log()[..., None, None])
+
+# %% ../../nbs/simulate/08_microscope.ipynb #95bc82b9
+def _blurred(image, m, sampling):  # by vibration and by the area of a pixel
+    if not (_nonzero(m.vibration) or m.pixel_integration): return image
+    gy, gx = _half_frequencies(image)
+    response = torch.exp(-(torch.pi/sampling*_per_image(m.vibration, gy))**2*(gy**2 + gx**2))
+    return _filtered(image, response*torch.sinc(gy)*torch.sinc(gx) if m.pixel_integration else response)
+
+# %% ../../nbs/simulate/08_microscope.ipynb #f2844d31
+def _illuminated(image, m):  # with the illumination's gradient
+    if not (_nonzero(m.gradient_x) or _nonzero(m.gradient_y)): return image
+    y, x = (torch.linspace(-.5, .5, n, device=image.device, dtype=image.dtype) for n in image.shape[-2:])
+    return image*(1 + _per_image(m.gradient_x, image)*x + _per_image(m.gradient_y, image)*y[:, None])
 
 # %% ../../nbs/simulate/08_microscope.ipynb #8a3c5175
 def _image(spectrum, m, sampling, foci):  # noise-free images from the waves' spectra
-    image = _coherent(spectrum, m, sampling) if foci == 1 else _focal_average(spectrum, m, sampling, foci)
-    if _given(m.vibration) or m.pixel_integration:
-        gy, gx = _half_frequencies(image)
-        response = torch.exp(-(torch.pi/sampling*_per_image(m.vibration, gy))**2*(gy**2 + gx**2))
-        image = _filtered(image, response*torch.sinc(gy)*torch.sinc(gx) if m.pixel_integration else response)
-    if _given(m.gradient_x) or _given(m.gradient_y):
-        y, x = (torch.linspace(-.5, .5, n, device=image.device, dtype=image.dtype) for n in image.shape[-2:])
-        image = image*(1 + _per_image(m.gradient_x, image)*x + _per_image(m.gradient_y, image)*y[:, None])
-    return image
+    image = _quasi_coherent(spectrum, m, sampling) if foci == 1 else _focal_average(spectrum, m, sampling, foci)
+    return _illuminated(_blurred(image, m, sampling), m)
 
 # %% ../../nbs/simulate/08_microscope.ipynb #b22d3ac4
 CHUNK = 2**17  # pixels at a time on the CPU
 
 def _batch(waves, m):  # number of images, if waves and conditions together are one plain batch; else None
-    shape = torch.broadcast_shapes(waves.shape[:-2], *(v.shape for v in m.values.values() if isinstance(v, torch.Tensor)))
+    tensors = [v for v in m.values.values() if isinstance(v, torch.Tensor)]
+    shape = torch.broadcast_shapes(waves.shape[:-2], *(v.shape for v in tensors))
     return shape[0] if len(shape) == 1 else None
+
+# %% ../../nbs/simulate/08_microscope.ipynb #3f5aa9ff
+def _pieces(spectrum, m, sampling, foci, n, step):  # `_image` of a batch of n, `step` images at a time
+    for k in range(0, n, step):
+        some = slice(k, k + step)
+        part = spectrum[some] if spectrum.ndim == 3 and len(spectrum) == n else spectrum
+        yield _image(part, take(m, some), sampling, foci)
+
+def _differentiable(waves, m):  # are gradients wanted, of the waves or of a condition?
+    tensors = (v for v in (waves, *m.values.values()) if isinstance(v, torch.Tensor))
+    return torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
 
 # %% ../../nbs/simulate/08_microscope.ipynb #581ba66b
 def intensity(
@@ -189,14 +233,12 @@ def intensity(
     sampling:float,  # Å per pixel
     foci:int=1,  # 1: quasi-coherent; else the number of foci that are averaged
 )->torch.Tensor:  # (..., y, x), relative to the incident beam
-    "Noise-free images in the image plane, before the detector."
+    "Noise-free images in the image plane, before the detector. Raises `UserError` for a senseless pixel size."
     if not sampling > 0: raise UserError(f'a pixel size of {sampling} Å makes no sense')
     spectrum, n, step = torch.fft.fft2(waves), _batch(waves, m), max(1, CHUNK//waves.shape[-1]**2)
     if waves.device.type != 'cpu' or n is None or n <= step: return _image(spectrum, m, sampling, foci)
-    part = lambda v, k: v[k] if v.ndim == 3 and len(v) == n else v
-    pieces = (_image(part(spectrum, slice(k, k + step)), take(m, slice(k, k + step)), sampling, foci) for k in range(0, n, step))
-    followed = any(v.requires_grad for v in (waves, *m.values.values()) if isinstance(v, torch.Tensor))
-    if followed and torch.is_grad_enabled(): return torch.cat(list(pieces))
+    pieces = _pieces(spectrum, m, sampling, foci, n, step)
+    if _differentiable(waves, m): return torch.cat(list(pieces))
     out = torch.empty((n, *waves.shape[-2:]), dtype=spectrum.real.dtype)
     for k, piece in zip(range(0, n, step), pieces): out[k:k + step] = piece
     return out
@@ -209,8 +251,9 @@ def _uniform(state):  # next number in (0, 1) of a sequence, and its state
     z = (z ^ (z >> np.uint64(27)))*np.uint64(0x94D049BB133111EB)
     return (np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) + .5)*2.**-53, state
 
+# %% ../../nbs/simulate/08_microscope.ipynb #485f7879
 @njit(cache=True, nogil=True)
-def _count_few(rate, state):
+def _poisson_small(rate, state):  # a Poisson number by multiplication
     limit, n = math.exp(-rate), 0
     product, state = _uniform(state)
     while product > limit:
@@ -221,7 +264,7 @@ def _count_few(rate, state):
 
 # %% ../../nbs/simulate/08_microscope.ipynb #e1005056
 @njit(cache=True, nogil=True)
-def _count_many(rate, state):  # rate ≥ 10
+def _poisson_large(rate, state):  # a Poisson number by transformed rejection; rate ≥ 10
     b = .931 + 2.53*math.sqrt(rate)
     a = .02483*b - .059
     while True:
@@ -232,11 +275,13 @@ def _count_many(rate, state):  # rate ≥ 10
         n = math.floor((2*a/edge + b)*u + rate + .43)
         if edge >= .07 and (v - .9277)*(b - 2) <= -3.6224: return n
         if n < 0 or (edge < .013 and v > edge): continue
-        if math.log(v*(1.1239 + 1.1328/(b - 3.4))/(a/edge**2 + b)) <= n*math.log(rate) - rate - math.lgamma(n + 1): return n
+        accepted = math.log(v*(1.1239 + 1.1328/(b - 3.4))/(a/edge**2 + b))
+        if accepted <= n*math.log(rate) - rate - math.lgamma(n + 1): return n
 
 # %% ../../nbs/simulate/08_microscope.ipynb #b822c7f0
 @njit(cache=True, nogil=True)
-def _count(image, scale, seed, first, last, out):  # Poisson counts of pixels first … last, for the rate image × scale, one scale per image
+def _count(image, scale, seed, first, last, out):
+    # Poisson counts of pixels first … last of flattened images, for the rate image × scale, one scale per image
     size = len(image)//len(scale)
     for k in range(first//size, (last - 1)//size + 1):
         for i in range(max(first, k*size), min(last, (k + 1)*size)):
@@ -244,20 +289,35 @@ def _count(image, scale, seed, first, last, out):  # Poisson counts of pixels fi
             state ^= state >> np.uint64(29)
             rate = max(np.float64(image[i]), 0.)*scale[k]
             if not rate < 1e15: out[i] = np.nan
-            else: out[i] = _count_few(rate, state) if rate < 10 else _count_many(rate, state)
+            else: out[i] = _poisson_small(rate, state) if rate < 10 else _poisson_large(rate, state)
 
-def _poisson(image, scale, generator, out=None):  # counts for the rate image × scale, a tensor that broadcasts over the images
+# %% ../../nbs/simulate/08_microscope.ipynb #8af7ca41
+def _count_on_threads(image, scale, seed, out):  # `_count` of contiguous tensors, shared among threads if it is long
+    flat = [a.view(-1).numpy() for a in (image, scale, out)]
+    work = lambda first, last: _count(flat[0], flat[1], seed, first, last, flat[2])
+    if image.numel() <= CHUNK: return work(0, image.numel())
+    threads = torch.get_num_threads()
+    edges = np.linspace(0, image.numel(), threads + 1).astype(int)
+    with ThreadPoolExecutor(threads) as pool: list(pool.map(work, edges[:-1], edges[1:]))
+
+# %% ../../nbs/simulate/08_microscope.ipynb #403edebe
+def _poisson(image, scale, generator, out=None):
+    # counts for the rate image × scale, a tensor that broadcasts over the images; written to `out` where it fits
     if image.device.type != 'cpu': return torch.poisson((image*scale).clamp(min=0), generator)
     scale = scale.double().expand(torch.broadcast_shapes(scale.shape, (*image.shape[:-2], 1, 1))).contiguous()
     image = image.detach().expand(*scale.shape[:-2], *image.shape[-2:]).contiguous()
     if out is None or out.shape != image.shape or not out.is_contiguous(): out = torch.empty_like(image)
-    seed, threads = int(torch.randint(2**62, (1,), generator=generator)), torch.get_num_threads()
-    work = lambda first, last: _count(image.view(-1).numpy(), scale.view(-1).numpy(), seed, first, last, out.view(-1).numpy())
-    edges = np.linspace(0, image.numel(), threads + 1).astype(int)
-    if image.numel() <= CHUNK: work(0, image.numel())
-    else:
-        with ThreadPoolExecutor(threads) as pool: list(pool.map(work, edges[:-1], edges[1:]))
+    _count_on_threads(image, scale, int(torch.randint(2**62, (1,), generator=generator)), out)
     return out
+
+# %% ../../nbs/simulate/08_microscope.ipynb #44397d0f
+def _recorded(image, m, sampling, generator, out=None):  # `out` may be the image itself, where nobody needs it any more
+    if m.dose is not None: image = _poisson(image, _per_image(m.dose, image)*sampling**2, generator, out)
+    if m.mtf is not None: image = _filtered(image, _mtf(m.mtf, image))
+    if _nonzero(m.readout_noise):
+        noise = torch.empty_like(image).normal_(generator=generator)
+        image = image + noise*_per_image(m.readout_noise, image)
+    return image
 
 # %% ../../nbs/simulate/08_microscope.ipynb #0e8a5f29
 def expose(
@@ -268,14 +328,6 @@ def expose(
 )->torch.Tensor:  # (..., y, x), counts where a dose is given, else relative intensity
     "What the detector records."
     return _recorded(image, m, sampling, generator)
-
-def _recorded(image, m, sampling, generator, out=None):  # `out` may be the image itself, where nobody needs it any more
-    if m.dose is not None: image = _poisson(image, _per_image(m.dose, image)*sampling**2, generator, out)
-    if m.mtf is not None: image = _filtered(image, _mtf(m.mtf, image))
-    if _given(m.readout_noise):
-        noise = torch.empty_like(image).normal_(generator=generator)
-        image = image + noise*_per_image(m.readout_noise, image)
-    return image
 
 # %% ../../nbs/simulate/08_microscope.ipynb #86d5fc35
 def images(

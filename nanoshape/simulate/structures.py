@@ -32,48 +32,61 @@ SHAPES = ('cube', 'cuboctahedron', 'truncated octahedron', 'octahedron', 'icosah
 UNSEEN = ('tetrahedron', 'sphere', 'Ino decahedron', 'Marks decahedron', 'Wulff')
 PHI = (1 + 5**.5)/2
 
+# %% ../../nbs/simulate/02_structures.ipynb #a4c628e8
+def _turned_into_wedge(p, fold):  # points (n, 3), each turned about z by a multiple of 360°/fold towards +x
+    turn = np.arctan2(p[:, 1], p[:, 0]); turn = np.round(turn*fold/(2*np.pi))*2*np.pi/fold
+    c, s = np.cos(turn), np.sin(turn)
+    return np.column_stack([c*p[:, 0] + s*p[:, 1], c*p[:, 1] - s*p[:, 0], p[:, 2]])
+
+# %% ../../nbs/simulate/02_structures.ipynb #18959ac1
 @dataclass(frozen=True)
 class Polyhedron:
     "Facets with corners at radius one; `fold` 5: those of one wedge, ±36° about +x."
-    normals: np.ndarray  # (facet, 3), outward unit vectors
+    normals: np.ndarray  # (facet, 3), outward unit vectors; none for a sphere
     distances: np.ndarray  # (facet,)
     corners: np.ndarray  # (corner, 3)
     fold: int = 1
-    def contains(self, p, radius):  # which of the points (n, 3)?
-        if self.fold > 1:
-            turn = np.arctan2(p[:, 1], p[:, 0]); turn = np.round(turn*self.fold/(2*np.pi))*2*np.pi/self.fold
-            c, s = np.cos(turn), np.sin(turn)
-            p = np.column_stack([c*p[:, 0] + s*p[:, 1], c*p[:, 1] - s*p[:, 0], p[:, 2]])
+    def contains(self, p, radius):
+        "Which of the points (n, 3) lie inside, for corners at `radius`? Bool (n,)."
         if not len(self.normals): return (p**2).sum(1) <= radius**2
+        if self.fold > 1: p = _turned_into_wedge(p, self.fold)
         return (p@self.normals.T <= self.distances*radius + 1e-9).all(1)
 
 # %% ../../nbs/simulate/02_structures.ipynb #b0d17678
-def _signed(*triples):  # all sign combinations, each corner once, on the unit sphere
+def _cyclic(a, b, c): return (a, b, c), (b, c, a), (c, a, b)
+
+def _all_signs(*triples):  # all sign combinations, each corner once, on the unit sphere
     v = np.unique([np.multiply(t, s) for t in triples for s in product((1, -1), repeat=3)], axis=0)
     return v/np.linalg.norm(v[0])
 
-def _cyclic(a, b, c): return (a, b, c), (b, c, a), (c, a, b)
-
-def _hull(corners):
-    eq = np.unique(ConvexHull(corners).equations.round(9), axis=0)
-    return Polyhedron(eq[:, :3], -eq[:, 3], corners)
+# %% ../../nbs/simulate/02_structures.ipynb #5f61a703
+def _from_corners(corners):  # the Polyhedron of their convex hull
+    planes = np.unique(ConvexHull(corners).equations.round(9), axis=0)
+    return Polyhedron(planes[:, :3], -planes[:, 3], corners)
 
 # %% ../../nbs/simulate/02_structures.ipynb #bb7c7325
 def _convex(shape, truncation):
+    if shape == 'tetrahedron': return _from_corners(np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)])/3**.5)
     t = truncation
-    corners = {'cube': ((1, 1, 1),), 'cuboctahedron': _cyclic(1, 1, 0), 'truncated octahedron': (*_cyclic(0, t, 1 - t), *_cyclic(0, 1 - t, t)),
-               'octahedron': _cyclic(1, 0, 0), 'icosahedron': _cyclic(0, 1, PHI)}
-    if shape == 'tetrahedron': return _hull(np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)])/3**.5)
-    return _hull(_signed(*corners[shape]))
+    corners = {'cube': ((1, 1, 1),), 'cuboctahedron': _cyclic(1, 1, 0), 'octahedron': _cyclic(1, 0, 0),
+               'truncated octahedron': (*_cyclic(0, t, 1 - t), *_cyclic(0, 1 - t, t)),
+               'icosahedron': _cyclic(0, 1, PHI)}
+    return _from_corners(_all_signs(*corners[shape]))
 
 # %% ../../nbs/simulate/02_structures.ipynb #1017c82d
-def _decahedral(shape):
+def _decahedral_facets(shape, twin_planes):  # normals and distances of one wedge, not yet scaled
     caps = [(1/3**.5, 0, z*(2/3)**.5) for z in (1, -1)]
     side = .854 if shape == 'Ino decahedron' else 1.15
     normals, distances = [*caps, (1, 0, 0)], [1, 1, side]
-    twin = [(np.sin(np.pi/5), s*np.cos(np.pi/5), 0) for s in (1, -1)]  # inward normals of the wedge's two twin planes
-    if shape == 'Marks decahedron': normals, distances = normals + twin, distances + [.7*side/np.cos(np.pi/5)*np.sin(2*np.pi/5)]*2
-    walls = np.column_stack([-np.array(twin), np.zeros(2)])
+    if shape == 'Marks decahedron':
+        normals, distances = normals + twin_planes, distances + [.7*side/np.cos(np.pi/5)*np.sin(2*np.pi/5)]*2
+    return normals, distances
+
+# %% ../../nbs/simulate/02_structures.ipynb #ba7440b9
+def _decahedral(shape):
+    twin_planes = [(np.sin(np.pi/5), s*np.cos(np.pi/5), 0) for s in (1, -1)]  # their inward normals
+    normals, distances = _decahedral_facets(shape, twin_planes)
+    walls = np.column_stack([-np.array(twin_planes), np.zeros(2)])
     spaces = np.vstack([np.column_stack([normals, -np.array(distances)]), walls])
     corners = HalfspaceIntersection(spaces, np.array([.1, 0, 0])).intersections
     r = np.linalg.norm(corners, axis=1).max()
@@ -83,37 +96,51 @@ def _decahedral(shape):
 def _wulff(energies):
     from wulffpack import SingleCrystal
     try: facets = SingleCrystal(dict(energies), primitive_structure=bulk('Au')).facets
-    except (ValueError, QhullError, IndexError) as e: raise UserError(f'these surface energies close no shape: {e}') from None
+    except (ValueError, QhullError, IndexError) as e:
+        raise UserError(f'these surface energies close no shape: {e}') from None
     corners = np.vstack([f.vertices for f in facets])
     r = np.linalg.norm(corners, axis=1).max()
-    return Polyhedron(np.stack([f.normal for f in facets]), np.array([f.distance_from_origin for f in facets])/r, corners/r)
+    distances = np.array([f.distance_from_origin for f in facets])/r
+    return Polyhedron(np.stack([f.normal for f in facets]), distances, corners/r)
 
 # %% ../../nbs/simulate/02_structures.ipynb #927dd44f
 @lru_cache(maxsize=64)
-def _polyhedron(shape, truncation, energies):
+def _cached_polyhedron(shape, truncation, energies):
     if shape == 'Wulff': return _wulff(energies)
     if shape == 'sphere': return Polyhedron(np.zeros((0, 3)), np.zeros(0), np.zeros((0, 3)))
     return _decahedral(shape) if 'decahedron' in shape else _convex(shape, truncation)
 
+# %% ../../nbs/simulate/02_structures.ipynb #1bcb7b85
+def _check_shape(shape, truncation, energies):
+    if shape not in SHAPES + UNSEEN:
+        raise UserError(f'there is no shape {shape!r}: choose one of {", ".join(SHAPES + UNSEEN)}')
+    if not 0 < truncation < .5:
+        raise UserError(f'a truncation of {truncation:g} makes no truncated octahedron: choose one between 0 and 0.5')
+    if shape == 'Wulff' and not energies:
+        raise UserError('a Wulff shape needs surface energies, such as {(1, 1, 1): 1.0, (1, 0, 0): 1.15}')
+    if any(not e > 0 or len(k) != 3 or not any(k) for k, e in energies.items()):
+        raise UserError('surface energies are positive numbers under Miller indices, such as {(1, 1, 1): 1.0}')
+
+# %% ../../nbs/simulate/02_structures.ipynb #b5e873a4
 def polyhedron(
     shape:str,  # one of `SHAPES` or `UNSEEN`
     truncation:float=1/3,  # of a truncated octahedron, between 0 and ½
     surface_energies:dict[tuple,float]|None=None,  # of a Wulff shape: {(h, k, l): energy}, any unit
 )->Polyhedron:
-    "The facets of a shape. Raises `UserError` for an unknown shape, an impossible truncation, or energies that close no shape."
-    if shape not in SHAPES + UNSEEN: raise UserError(f'there is no shape {shape!r}: choose one of {", ".join(SHAPES + UNSEEN)}')
-    if not 0 < truncation < .5: raise UserError(f'a truncation of {truncation:g} makes no truncated octahedron: choose one between 0 and 0.5')
-    if shape == 'Wulff' and not surface_energies: raise UserError('a Wulff shape needs surface energies, such as {(1, 1, 1): 1.0, (1, 0, 0): 1.15}')
-    if any(not e > 0 or len(k) != 3 or not any(k) for k, e in (surface_energies or {}).items()):
-        raise UserError('surface energies are positive numbers under Miller indices, such as {(1, 1, 1): 1.0}')
-    return _polyhedron(shape, truncation if shape == 'truncated octahedron' else 1/3, tuple(sorted((surface_energies or {}).items())))
+    """The facets of a shape. Raises `UserError` for an unknown shape, an impossible truncation,
+    or energies that close no shape."""
+    energies = surface_energies or {}
+    _check_shape(shape, truncation, energies)
+    cut = truncation if shape == 'truncated octahedron' else 1/3
+    return _cached_polyhedron(shape, cut, tuple(sorted(energies.items())))
 
 # %% ../../nbs/simulate/02_structures.ipynb #823584b1
 def facets(
-    shape:str,
+    shape:str,  # one of `SHAPES` or `UNSEEN`
     **options,  # of `polyhedron`
 )->tuple[np.ndarray,np.ndarray]:
-    "Outward unit normals (facet, 3) and their distances from the centre (facet,), for corners at radius one; a sphere has none."
+    """Outward unit normals (facet, 3) and their distances from the centre (facet,), for corners at radius one;
+    a sphere has none."""
     p = polyhedron(shape, **options)
     turns = [axis_angle((0, 0, 1), 2*np.pi*k/p.fold) for k in range(p.fold)]
     return np.vstack([p.normals@t.T for t in turns]), np.tile(p.distances, p.fold)
@@ -124,10 +151,12 @@ def lattice_constant(
 )->float:
     "ASE's experimental lattice constant in Å. Raises `UserError` if the element is not fcc there."
     ref = reference_states[atomic_numbers[element]] if element in atomic_numbers else None
-    if not ref or ref['symmetry'] != 'fcc': raise UserError(f'{element} is not an fcc metal: use Au, Pt, Pd, Ag, Cu, Ni or Al')
+    if not ref or ref['symmetry'] != 'fcc':
+        raise UserError(f'{element} is not an fcc metal: use Au, Pt, Pd, Ag, Cu, Ni or Al')
     return ref['a']
 
-FCC = np.array([[0, 0, 0], [0, .5, .5], [.5, 0, .5], [.5, .5, 0]])
+# %% ../../nbs/simulate/02_structures.ipynb #b930c9e1
+FCC = np.array([[0, 0, 0], [0, .5, .5], [.5, 0, .5], [.5, .5, 0]])  # sites of the unit cell
 
 def fcc_points(
     a:float, radius:float,  # Å
@@ -139,29 +168,43 @@ def fcc_points(
     return ((cells + FCC).reshape(-1, 3) - origin)*a
 
 # %% ../../nbs/simulate/02_structures.ipynb #bf57c65d
-MACKAY = 2/(1 + 1.05146)  # radial bond of a Mackay icosahedron over the mean bond: tangential bonds are 1/sin 72° = 1.0515 times longer
+MACKAY = 2/(1 + 1.05146)  # radial bond over the mean bond: tangential bonds are 1/sin 72° = 1.0515 times longer
 
+# %% ../../nbs/simulate/02_structures.ipynb #bc2f929e
 @lru_cache(maxsize=8)
 def _mackay(element, a, shells): return Icosahedron(element, shells, latticeconstant=a).positions*MACKAY
 
-def _icosahedral_points(element, a, radius, generator):  # a Mackay icosahedron that covers `radius`, off centre by up to half a shell
+# %% ../../nbs/simulate/02_structures.ipynb #3654aabc
+def _icosahedral_points(element, a, radius, generator):  # positions (n, 3) that cover `radius`, the cut's centre at 0
     shell = a/2**.5*MACKAY  # a corner's distance from the centre grows by one radial bond per shell
     p = _mackay(element, a, int(radius/shell) + 3)
     v = generator.normal(size=3)
     return p - p.mean(0) - v/np.linalg.norm(v)*generator.uniform(0, shell/2)
 
 # %% ../../nbs/simulate/02_structures.ipynb #1139c123
-def _decahedral_points(a, radius, generator):  # five wedges around z, each closed to ±36°, off axis by up to half a bond
+def _wedge_points(a, radius):  # positions (n, 3) of one wedge, ±36° about +x, without the axis
     b = a/2**.5
     m, n = (int(np.ceil(radius/x)) + 2 for x in (a, b))
     corner = np.stack(np.meshgrid(np.arange(m), *[np.arange(-n, n + 1)]*2, indexing='ij'), -1).reshape(-1, 3)
     p = np.vstack([corner, corner + .5])*(a, b, b)
     p = p[(p[:, 1] > -p[:, 0]/2**.5 + 1e-6) & (p[:, 1] <= p[:, 0]/2**.5 + 1e-6)]
     p[:, 1] *= np.tan(np.pi/5)*2**.5
+    return p
+
+# %% ../../nbs/simulate/02_structures.ipynb #fd25a1b2
+def _decahedral_points(a, radius, generator):  # positions (n, 3) that cover `radius`, off axis by up to half a bond
+    b, wedge = a/2**.5, _wedge_points(a, radius)
+    n = int(np.ceil(radius/b)) + 2
     axis = np.column_stack([np.zeros((2*n + 1, 2)), b*np.arange(-n, n + 1)])
-    p = np.vstack([axis] + [p@axis_angle((0, 0, 1), 2*np.pi*k/5).T for k in range(5)])
+    p = np.vstack([axis] + [wedge@axis_angle((0, 0, 1), 2*np.pi*k/5).T for k in range(5)])
     angle = generator.uniform(0, 2*np.pi)
     return p - np.array([*generator.uniform(0, b/2)*np.array([np.cos(angle), np.sin(angle)]), generator.uniform(0, b)])
+
+# %% ../../nbs/simulate/02_structures.ipynb #8998de45
+def _lattice_points(shape, fold, element, a, radius, generator):  # positions (n, 3) around a random centre
+    if shape == 'icosahedron': return _icosahedral_points(element, a, radius, generator)
+    if fold == 5: return _decahedral_points(a, radius, generator)
+    return fcc_points(a, radius, generator.random(3))
 
 # %% ../../nbs/simulate/02_structures.ipynb #b99fa480
 def particle(
@@ -172,38 +215,39 @@ def particle(
     a:float|None=None,  # lattice constant in Å; default: ASE's
     **options,  # `truncation`, `surface_energies`: see `polyhedron`
 )->Atoms:
-    """A free particle around the origin, crystal axes along x, y, z (five-fold axes of decahedra along z). `info` holds shape, size, element, lattice
-    constant and facet normals. Raises `UserError` for an unknown shape or element, or a size under 1 nm or over 20 nm."""
+    """A free particle around the origin, crystal axes along x, y, z (five-fold axes of decahedra along z).
+    `info` holds shape, size, element, lattice constant and facet normals.
+    Raises `UserError` for an unknown shape or element, or a size under 1 nm or over 20 nm."""
     form = polyhedron(shape, **options)
     if not NM <= size <= 20*NM:
         raise UserError(f'a particle of {size/NM:g} nm is outside of what is built here: give a size from 1 to 20 nm')
     a, r = a or lattice_constant(element), size/2
     if not 2 < a < 10: raise UserError(f'a lattice constant of {a:g} Å makes no sense')
-    if shape == 'icosahedron': p = _icosahedral_points(element, a, r, generator)
-    else: p = _decahedral_points(a, r, generator) if form.fold == 5 else fcc_points(a, r, generator.random(3))
+    p = _lattice_points(shape, form.fold, element, a, r, generator)
     p = p[form.contains(p, r)]
     info = dict(shape=shape, size=size, element=element, a=a, facets=facets(shape, **options)[0].tolist())
     return Atoms(numbers=np.full(len(p), atomic_numbers[element]), positions=p, info=info)
 
 # %% ../../nbs/simulate/02_structures.ipynb #855bb5ed
-CLOSED = {'icosahedron': lambda e, a, n: Icosahedron(e, n, latticeconstant=a), 'cuboctahedron': lambda e, a,
-        n: Octahedron(e, 2*n - 1, n - 1, latticeconstant=a),
-          'octahedron': lambda e, a, n: Octahedron(e, n, latticeconstant=a), 'truncated octahedron': lambda e, a, n, cut: Octahedron(e, n, cut,
-                  latticeconstant=a),
+CLOSED = {'icosahedron': lambda e, a, n: Icosahedron(e, n, latticeconstant=a),
+          'cuboctahedron': lambda e, a, n: Octahedron(e, 2*n - 1, n - 1, latticeconstant=a),
+          'octahedron': lambda e, a, n: Octahedron(e, n, latticeconstant=a),
+          'truncated octahedron': lambda e, a, n, cut: Octahedron(e, n, cut, latticeconstant=a),
           'decahedron': lambda e, a, p, q, r: Decahedron(e, p, q, r, latticeconstant=a)}
 
+# %% ../../nbs/simulate/02_structures.ipynb #1c64e590
 def closed_shell(
     shape:str,  # a key of `CLOSED`
-    *shells:int,  # icosahedron, cuboctahedron: shells; octahedron: atoms per edge, and those cut off a truncated one; decahedron: ASE's p, q, r
+    *shells:int,  # shells; for octahedra atoms per edge, and those cut off; for decahedra ASE's p, q, r
     element:str='Au',
     a:float|None=None,  # Å
 )->Atoms:
-    "A cluster of complete shells around the origin. Raises `UserError` for an unknown shape or numbers that make no cluster."
+    "A cluster of complete shells around the origin. Raises `UserError` for an unknown shape or impossible numbers."
     if shape not in CLOSED: raise UserError(f'there is no closed-shell {shape!r}: choose one of {", ".join(CLOSED)}')
-    a = a or lattice_constant(element)
+    a, refusal = a or lattice_constant(element), f'{shells} are no numbers of shells for a closed-shell {shape}'
     try: out = CLOSED[shape](element, a, *shells)
-    except (ValueError, TypeError, IndexError): raise UserError(f'{shells} are no numbers of shells for a closed-shell {shape}') from None
-    if not 1 < len(out) < 1e6: raise UserError(f'{shells} are no numbers of shells for a closed-shell {shape}')
+    except (ValueError, TypeError, IndexError): raise UserError(refusal) from None
+    if not 1 < len(out) < 1e6: raise UserError(refusal)
     p = (out.positions - out.positions.mean(0))*(MACKAY if shape == 'icosahedron' else 1)
     return Atoms(numbers=out.numbers, positions=p, info=dict(shape=shape, shells=list(shells), element=element, a=a))
 
@@ -211,30 +255,34 @@ def closed_shell(
 def feret(
     points:np.ndarray,  # (n, 2), any unit
 )->tuple[float,float,float]:
-    "Largest and smallest Feret diameter and area of the points' convex hull. Raises `UserError` if all lie on one line."
+    """Largest and smallest Feret diameter and area of the points' convex hull.
+    Raises `UserError` if all lie on one line."""
     try: hull = ConvexHull(points)
     except (QhullError, ValueError): raise UserError('an outline needs three points that are not on one line') from None
     v = np.asarray(points)[hull.vertices]
     widest = np.linalg.norm(v[:, None] - v[None], axis=-1).max()
-    narrowest = np.abs((hull.equations[:, :2]@v.T + hull.equations[:, 2:]).min(1)).min()  # the narrowest strip has one side along an edge
+    # the narrowest strip that holds all points has one side along an edge of the hull
+    narrowest = np.abs((hull.equations[:, :2]@v.T + hull.equations[:, 2:]).min(1)).min()
     return float(widest), float(narrowest), float(hull.volume)
 
 # %% ../../nbs/simulate/02_structures.ipynb #7d66a85e
 def projected_sizes(
     atoms:Atoms,
 )->dict:
-    "Largest and smallest Feret diameter and area-equivalent diameter of the projection along z, in Å, between atom centres."
+    """Largest and smallest Feret diameter and area-equivalent diameter of the projection along z, in Å,
+    between atom centres."""
     widest, narrowest, area = feret(atoms.positions[:, :2])
     return dict(feret_max=widest, feret_min=narrowest, equivalent_diameter=2*(area/np.pi)**.5)
 
 # %% ../../nbs/simulate/02_structures.ipynb #a3dae221
 def volume_equivalent_diameter(
-    atoms:Atoms,  # of an fcc metal, with its lattice constant in `info['a']`, or of one for which ASE has one
+    atoms:Atoms,  # of an fcc metal; its lattice constant is `info['a']`, or else ASE's
 )->float:
     "Diameter in Å of the sphere that holds as many atoms at bulk density."
     a = atoms.info.get('a') or lattice_constant(chemical_symbols[atoms.numbers[0]])
     return float((6*len(atoms)*a**3/4/np.pi)**(1/3))
 
+# %% ../../nbs/simulate/02_structures.ipynb #0800d8ad
 def facet_normals(
     atoms:Atoms,  # a particle, turned or not
 )->np.ndarray:
@@ -243,29 +291,51 @@ def facet_normals(
     return np.array(atoms.info['facets'])@np.array(atoms.info.get('rotation', np.eye(3))).T
 
 # %% ../../nbs/simulate/02_structures.ipynb #35db2a3e
-WALL = 2.5  # Å, the least distance between walls that is accepted; graphite has 3.35
+WALL = 2.5  # Å, the smallest distance between walls that is accepted; graphite has 3.35
 
+def _nanotube_wall(n, m, length, bond):  # Atoms along z, its middle at z = 0, and the radius in Å
+    if not 0 <= m <= n or n < 3: raise UserError(f'({n}, {m}) makes no nanotube: give n ≥ 3 and 0 ≤ m ≤ n')
+    cell = ase_nanotube(n, m, bond=bond)
+    tube = cell.repeat((1, 1, max(1, round(length/cell.cell[2, 2]))))
+    tube.positions -= [0, 0, np.ptp(tube.positions[:, 2])/2]
+    return tube, float(np.hypot(*tube.positions[:, :2].T).mean())
+
+# %% ../../nbs/simulate/02_structures.ipynb #93a0e853
 def carbon_nanotube(
     *walls:tuple[int,int],  # chiral indices (n, m), from the inside out
-    length:float=50.,  # Å; the nearest whole number of the first wall's periods
+    length:float=50.,  # Å; the nearest whole number of the wall's periods
     bond:float=1.42,  # Å
 )->Atoms:
     "A nanotube along y around the origin. Raises `UserError` for indices that make no tube and for walls that touch."
-    tubes, radii = [], []
-    for n, m in walls or ((0, 0),):
-        if not 0 <= m <= n or n < 3: raise UserError(f'({n}, {m}) makes no nanotube: give n ≥ 3 and 0 ≤ m ≤ n')
-        period = len(cell := ase_nanotube(n, m, bond=bond)) and cell.cell[2, 2]
-        tube = cell.repeat((1, 1, max(1, round(length/period))))
-        tube.positions -= [0, 0, np.ptp(tube.positions[:, 2])/2]
-        radii.append(float(np.hypot(*tube.positions[:, :2].T).mean())); tubes.append(tube)
+    tubes, radii = map(list, zip(*(_nanotube_wall(n, m, length, bond) for n, m in walls or ((0, 0),))))
     if len(radii) > 1 and min(np.diff(radii)) < WALL:
         raise UserError(f'walls of radius {", ".join(f"{r:.1f}" for r in radii)} Å touch: leave 3.4 Å between them')
     p = np.vstack([t.positions for t in tubes])[:, [0, 2, 1]]
-    return Atoms(numbers=np.full(len(p), 6), positions=p, info=dict(shape='nanotube', walls=[list(w) for w in walls], radii=radii))
+    info = dict(shape='nanotube', walls=[list(w) for w in walls], radii=radii)
+    return Atoms(numbers=np.full(len(p), 6), positions=p, info=info)
 
 # %% ../../nbs/simulate/02_structures.ipynb #63c16e4c
 GAP = 2.5  # Å between particle and support, about the mean of a metal bond and a van der Waals contact (ours)
 PAD = 2.0  # Å of vacuum before and after
+
+# %% ../../nbs/simulate/02_structures.ipynb #2ce02f49
+def _placed(p, number, shift, width, z):  # a copy in the box, centred at `shift` from its centre; its last atom is at z
+    low, high = p.positions.min(0), p.positions.max(0)
+    extent = (high - low)[:2].max()
+    if extent > width: raise UserError(f'a particle {extent/NM:.1f} nm wide does not fit a box of {width/NM:g} nm')
+    p = p.copy(); p.set_array('particle', np.full(len(p), number))
+    p.positions += np.array([*(width/2 + np.asarray(shift) - (low + high)[:2]/2), z - high[2]])
+    p.positions[:, :2] %= width
+    return p
+
+# %% ../../nbs/simulate/02_structures.ipynb #59f27eef
+def _with_support(particles, support, width, z):  # both as one Atoms, the support from z on
+    if abs(support.cell[0, 0] - width) > 1e-6:
+        raise UserError(f'a support of {support.cell[0, 0]/NM:g} nm does not fill a box of {width/NM:g} nm')
+    film = support.copy(); film.positions[:, 2] += z
+    for name in set(particles.arrays) - set(film.arrays):
+        film.set_array(name, np.full(len(film), -1))
+    return particles + film
 
 # %% ../../nbs/simulate/02_structures.ipynb #d0670cd4
 def assemble(
@@ -274,55 +344,77 @@ def assemble(
     support:Atoms|None=None,  # a slab of the same width, from z = 0 up
     shifts:Sequence=((0., 0.),),  # Å, each particle's centre (x, y) from the box's centre
 )->Atoms:
-    """One periodic cell with the particles at their places and the support below them; `arrays['particle']` numbers the particles from 0,
-    the support is −1. Raises `UserError` if a particle does not fit."""
+    """One periodic cell with the particles at their places and the support below them; `arrays['particle']`
+    numbers the particles from 0, the support is −1. Raises `UserError` if a particle does not fit."""
     particles = [particles] if isinstance(particles, Atoms) else list(particles)
     depth = 2*PAD + max((np.ptp(p.positions[:, 2]) for p in particles), default=0)
+    z = depth - PAD  # where all particles end
     out = Atoms(info=dict(particles[0].info) if len(particles) == 1 else {})
     out.set_array('particle', np.zeros(0, int))
-    for k, (p, shift) in enumerate(zip(particles, shifts, strict=True)):
-        lo, hi = p.positions.min(0), p.positions.max(0)
-        if (hi - lo)[:2].max() > width:
-            raise UserError(f'a particle {(hi - lo)[:2].max()/NM:.1f} nm wide does not fit a box of {width/NM:g} nm')
-        p = p.copy(); p.set_array('particle', np.full(len(p), k))
-        p.positions += np.array([*(width/2 + np.asarray(shift) - (lo + hi)[:2]/2), depth - PAD - hi[2]])
-        p.positions[:, :2] %= width
-        out += p
+    for k, (p, shift) in enumerate(zip(particles, shifts, strict=True)): out += _placed(p, k, shift, width, z)
     if support is not None and len(support):
-        if abs(support.cell[0, 0] - width) > 1e-6:
-            raise UserError(f'a support of {support.cell[0, 0]/NM:g} nm does not fill a box of {width/NM:g} nm')
-        film = support.copy(); film.positions[:, 2] += depth - PAD + GAP
-        for name in set(out.arrays) - set(film.arrays): film.set_array(name, np.full(len(film), -1))
-        out, depth = out + film, depth - PAD + GAP + support.cell[2, 2] + PAD
+        out, depth = _with_support(out, support, width, z + GAP), z + GAP + support.cell[2, 2] + PAD
     out.set_cell((width, width, depth)); out.pbc = (True, True, False)
     return out
 
 # %% ../../nbs/simulate/02_structures.ipynb #f2e6a77b
+def _rotation_to_z(n):  # rotation matrix (3, 3) that takes a unit vector to +z
+    axis = np.cross(n, (0, 0, 1))
+    if np.linalg.norm(axis) > 1e-9: return axis_angle(axis, np.arccos(np.clip(n[2], -1, 1)))
+    return axis_angle((1, 0, 0), 0 if n[2] > 0 else np.pi)
+
+# %% ../../nbs/simulate/02_structures.ipynb #50b84437
 def facet_down(
     atoms:Atoms,  # a particle with facets
     generator:np.random.Generator,  # draws the facet and the turn about the beam
 )->Atoms:
-    "The particle turned so that one of its facets faces the support, along +z. Raises `UserError` for particles without facets."
+    "The particle turned so that one of its facets faces the support, along +z. Raises `UserError` without facets."
     normals = facet_normals(atoms)
     n = normals[generator.integers(len(normals))]
-    axis, z = np.cross(n, (0, 0, 1)), np.array([0, 0, 1])
-    down = axis_angle(axis, np.arccos(np.clip(n[2], -1, 1))) if np.linalg.norm(axis) > 1e-9 else axis_angle((1, 0, 0), 0 if n[2] > 0 else np.pi)
-    return rotated(atoms, axis_angle(z, generator.uniform(0, 2*np.pi))@down)
+    return rotated(atoms, axis_angle((0, 0, 1), generator.uniform(0, 2*np.pi))@_rotation_to_z(n))
+
+# %% ../../nbs/simulate/02_structures.ipynb #0b7368b3
+def _periodic_distance(places, place, width):  # distances (n,) in the plane, across the box's sides
+    d = np.abs(places - place)
+    return np.hypot(*np.minimum(d, width - d).T)
+
+# %% ../../nbs/simulate/02_structures.ipynb #e2b5842e
+def _random_places(radii, width, generator, gap, tries):  # centres (n, 2) of circles that keep `gap` from each other
+    places, order = np.zeros((len(radii), 2)), np.argsort(-radii)
+    for n, i in enumerate(order):
+        for _ in range(tries):
+            places[i] = generator.uniform(-width/2, width/2, 2)
+            distance = _periodic_distance(places[order[:n]], places[i], width)
+            if (distance >= radii[i] + radii[order[:n]] + gap).all(): break
+        else: raise UserError(f'{len(radii)} particles do not fit into {width/NM:g} nm: '
+                              'take fewer, smaller ones, or a larger field')
+    return places
 
 # %% ../../nbs/simulate/02_structures.ipynb #fbb20a54
 CONTACT = 2.9  # Å between the nearest atoms of particles that touch
 
-def _pushed(k, target, stand, places, width):  # the place of particle k once it stands against the first atom on its way to the target
-    others = np.concatenate([s + [*p, 0] for n, (s, p) in enumerate(zip(stand, places)) if n != k])
+def _moved_to_contact(k, target, atoms, places, width):  # where particle k, on its way to the target, meets an atom
+    others = np.concatenate([a + [*p, 0] for n, (a, p) in enumerate(zip(atoms, places)) if n != k])
     tree = cKDTree(np.c_[others[:, :2] % width, others[:, 2]], boxsize=(width, width, 0))
-    way, place = (places[target] - places[k] + width/2) % width - width/2, places[k].copy()
+    direction, place = (places[target] - places[k] + width/2) % width - width/2, places[k].copy()
     for _ in range(200):  # each step is as long as the free distance, so that none goes too far
-        at = stand[k] + [*place, 0]
-        free = tree.query(np.c_[at[:, :2] % width, at[:, 2]])[0].min() - CONTACT
+        moved = atoms[k] + [*place, 0]
+        free = tree.query(np.c_[moved[:, :2] % width, moved[:, 2]])[0].min() - CONTACT
         if free < .05: break
-        place += free*way/np.linalg.norm(way)
+        place += free*direction/np.linalg.norm(direction)
     return place
 
+# %% ../../nbs/simulate/02_structures.ipynb #0641f0c0
+def _on_support(p):  # positions (n, 3) around the middle of the projection, the last atom at z = 0
+    return p - [*(p.min(0) + p.max(0))[:2]/2, p[:, 2].max()]
+
+def _push_together(places, particles, radii, width, generator, share):  # in place
+    atoms = [_on_support(p.positions) for p in particles]
+    for k in range(len(radii)):
+        gap = _periodic_distance(places, places[k], width) - radii; gap[k] = np.inf
+        if generator.random() < share: places[k] = _moved_to_contact(k, gap.argmin(), atoms, places, width)
+
+# %% ../../nbs/simulate/02_structures.ipynb #ee230633
 def free_places(
     particles:Sequence[Atoms],
     width:float,  # Å
@@ -333,30 +425,23 @@ def free_places(
 )->list[tuple[float,float]]:
     "Shifts from the box's centre for `assemble`, without overlap. Raises `UserError` if the field has no room for all."
     radii = np.array([np.linalg.norm(np.ptp(p.positions[:, :2], 0))/2 for p in particles])
-    places, order = np.zeros((len(radii), 2)), np.argsort(-radii)  # the largest first
-    for n, i in enumerate(order):
-        for _ in range(tries):
-            places[i] = generator.uniform(-width/2, width/2, 2)
-            d = np.abs(places[order[:n]] - places[i]); d = np.hypot(*np.minimum(d, width - d).T)
-            if (d >= radii[i] + radii[order[:n]] + gap).all(): break
-        else: raise UserError(f'{len(radii)} particles do not fit into {width/NM:g} nm: take fewer, smaller ones, or a larger field')
-    stand = [p.positions - [*(p.positions.min(0) + p.positions.max(0))[:2]/2, p.positions[:, 2].max()] for p in particles]
-    for k in range(len(radii)) if touching and len(radii) > 1 else ():
-        d = np.abs(places - places[k]); d = np.hypot(*np.minimum(d, width - d).T) - radii; d[k] = np.inf
-        if generator.random() < touching: places[k] = _pushed(k, d.argmin(), stand, places, width)
+    places = _random_places(radii, width, generator, gap, tries)
+    if touching and len(radii) > 1: _push_together(places, particles, radii, width, generator, touching)
     return [tuple(p) for p in places.tolist()]
 
 # %% ../../nbs/simulate/02_structures.ipynb #f08fce76
 FORMATS = {'.cif': 'cif', '.xyz': 'extxyz', '.extxyz': 'extxyz', '.cel': 'cel'}
 LARGEST = 500e6  # bytes of a file that is read
 
+# %% ../../nbs/simulate/02_structures.ipynb #c0de188c
 def _write_cel(path, atoms):
     a, b, c, *angles = atoms.cell.cellpar()
     numbers = ' '.join(f'{x:.6f}' for x in (a/NM, b/NM, c/NM, *angles))
-    rows = (f'{s} {x:.8f} {y:.8f} {z:.8f} 1.000000 0.000000 0.000000 0.000000 0.000000' for s,
-            (x, y, z) in zip(atoms.symbols, atoms.get_scaled_positions(wrap=False)))
+    places = zip(atoms.symbols, atoms.get_scaled_positions(wrap=False))
+    rows = (f'{s} {x:.8f} {y:.8f} {z:.8f} 1.000000 0.000000 0.000000 0.000000 0.000000' for s, (x, y, z) in places)
     path.write_text('\n'.join(['structure written by nanoshape', f'0 {numbers}', *rows, '*']) + '\n')
 
+# %% ../../nbs/simulate/02_structures.ipynb #663d8275
 def _read_cel(path):
     lines = path.read_text().splitlines()[1:]
     cell = [float(x) for x in lines[0].split()[1:7]]
@@ -371,15 +456,20 @@ def _read_cif(path):
     try: return block.get_unsymmetrized_structure() if block.get_spacegroup(True).no == 1 else block.get_atoms()
     except StopIteration: raise ValueError('it holds no structure') from None
 
+# %% ../../nbs/simulate/02_structures.ipynb #fe9b3ecb
 def _format(path):
-    if path.suffix.lower() not in FORMATS: raise UserError(f'{path.name} is none of the structure files that are known here: {", ".join(FORMATS)}')
+    known = ', '.join(FORMATS)
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f'{path.name} is none of the structure files that are known here: {known}')
     return FORMATS[path.suffix.lower()]
 
+# %% ../../nbs/simulate/02_structures.ipynb #e6aa85e6
 def write_structure(
     path:Path|str,  # .cif, .xyz, .extxyz or .cel
     atoms:Atoms,
 )->Path:
-    "Write a structure; the file appears whole or not at all. CIF and CEL need a cell."
+    """Write a structure; the file appears whole or not at all.
+    Raises `UserError` for another kind of file, and for CIF and CEL without a cell."""
     path, atoms = Path(path), Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     kind = _format(path)
     if kind in ('cif', 'cel') and atoms.cell.rank < 3:
@@ -388,17 +478,24 @@ def write_structure(
     return path
 
 # %% ../../nbs/simulate/02_structures.ipynb #128e6005
+def _check_readable(path):
+    if not path.is_file(): raise UserError(f'there is no file {path}')
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise UserError(f'{path.name} has {size/1e6:.0f} MB, more than the {LARGEST/1e6:.0f} MB that are read')
+
+# %% ../../nbs/simulate/02_structures.ipynb #b0d47d9f
 def read_structure(
     path:Path|str,  # .cif, .xyz, .extxyz or .cel
 )->Atoms:
     "Read a structure. Raises `UserError` for files that are missing, too large, of another kind, or damaged."
     path = Path(path)
     kind = _format(path)
-    if not path.is_file(): raise UserError(f'there is no file {path}')
-    if path.stat().st_size > LARGEST:
-        raise UserError(f'{path.name} has {path.stat().st_size/1e6:.0f} MB, more than the {LARGEST/1e6:.0f} MB that are read')
+    _check_readable(path)
     try: out = {'cel': _read_cel, 'cif': _read_cif}.get(kind, partial(ase.io.read, format=kind))(path)
-    except Exception as e:  # ASE's readers raise whatever a damaged file leads them to
-        raise UserError(f'{path.name} cannot be read as {path.suffix[1:].upper()}: {re.sub(chr(10), " ", str(e)) or type(e).__name__}') from None
-    if not len(out) or not np.isfinite(out.positions).all(): raise UserError(f'{path.name} holds no atoms, or some without a position')
+    except Exception as e:  # ASE's readers raise many kinds for damaged files
+        reason = re.sub(chr(10), ' ', str(e)) or type(e).__name__
+        raise UserError(f'{path.name} cannot be read as {path.suffix[1:].upper()}: {reason}') from None
+    if not len(out) or not np.isfinite(out.positions).all():
+        raise UserError(f'{path.name} holds no atoms, or some without a position')
     return out
