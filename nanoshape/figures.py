@@ -27,11 +27,12 @@ PALETTE = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00', '#56B4E9', '#F
 MARKERS = 'os^vD*PX'
 UNDETERMINED = 'white'  # the colour of an answer that was withheld; its outlines have a dark rim
 
-# %% ../nbs/01_figures.ipynb #efcbced0
+# %% ../nbs/01_figures.ipynb #c7310f5f
 _STYLE = {
     'figure.figsize': (3.4, 2.6), 'figure.dpi': 110, 'savefig.dpi': 200, 'font.size': 8, 'axes.titlesize': 8,
     'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
-    'figure.constrained_layout.use': True, 'image.cmap': 'gray', 'image.interpolation': 'nearest', 'axes.prop_cycle': plt.cycler(color=PALETTE)}
+    'figure.constrained_layout.use': True, 'image.cmap': 'gray', 'image.interpolation': 'nearest',
+    'axes.prop_cycle': plt.cycler(color=PALETTE)}
 
 def use_style():
     "Set matplotlib's defaults for this project: column width 3.4 in, 8 pt, Okabe–Ito colours."

@@ -34,16 +34,16 @@ def put(page, name, data):
 
 def test_what_cannot_be_read_is_refused_and_nothing_stays(page, monkeypatch):
     put(page, '../../evil.dm4', b'no micrograph')
-    assert 'role="alert"' in page.said.value and 'evil.dm4' in page.said.value and not page.results.children
+    assert 'role="alert"' in page.status.value and 'evil.dm4' in page.status.value and not page.results.children
     assert not os.listdir(page.folder.name) and not page.sample.disabled
     monkeypatch.setattr(app, 'MOST', 5)
     put(page, 'big.tif', b'0123456789')
-    assert 'command line' in page.said.value
+    assert 'command line' in page.status.value
 
 
 def test_names_are_no_markup(page):
     put(page, '<img src=x onerror=alert(1)>.tif', b'nothing')
-    assert '<img' not in page.said.value and '&lt;img' in page.said.value
+    assert '<img' not in page.status.value and '&lt;img' in page.status.value
 
 
 def test_correlation_is_the_best_over_shifts():
@@ -55,14 +55,14 @@ def test_correlation_is_the_best_over_shifts():
 def test_the_sample_shows_particles_and_files(page, monkeypatch):
     monkeypatch.setattr('nanoshape.studies.experiments.shared_data', lambda: None)
     monkeypatch.setattr(app, 'VIEWS', 2)
-    page._tried(page._sample)
-    assert 'role="status"' in page.said.value and len(page.results.children) == 3
+    page._guarded(page._sample)
+    assert 'role="status"' in page.status.value and len(page.results.children) == 3
     files, (stage, _) = page.results.children[0].value, page.results.children[1].children
     assert 'download="particles.csv"' in files and 'download="report.html"' in files and 'nm per pixel' in files
     spots = stage.children[1:]
     assert len(spots) == len(page.table) and all(re.fullmatch(r'-?\d+px', b.layout.left) and b.tooltip for b in spots)
     spots[0].click()
-    assert 'alt="the particle' in page.one.value and 'Particle 1' in page.said.value
+    assert 'alt="the particle' in page.one.value and 'Particle 1' in page.status.value
 
 
 @pytest.fixture(scope='module')

@@ -145,8 +145,11 @@ def saved(tmp_path):
     (dict(feret_range_nm=[9, 1]), 'the smaller first'), (dict(feret_range_nm=[1]), 'two numbers'), (dict(heights=[10, 3]), 'the smaller first'),
     (dict(defocus_nm=[9, float('nan')]), 'two numbers'), (dict(noise=dict(range=[.5, 4.], power=.5)), r'a mean \(at\)'),
     (dict(noise=dict(at=1., range=[4., .5], power=.5)), 'noise must be'), (dict(noise=dict(at=0, range=[.5, 4.], power=.5)), 'noise must be'),
-    (dict(cut=-96), 'cut must be'), (dict(noise_max=-.1), 'noise_max must be'), (dict(fringe_snr_min='none'), 'fringe_snr_min must be'),
-    (dict(optics=dict(Cs_um=[1.])), 'optics must be'), (dict(recipe='cubes'), 'recipe must be'), (dict(arch=5), 'arch must be'),
+   
+    (dict(noise=dict(at=1., range=[0, 4.], power=.5)), 'noise must be'), (dict(cut=-96), 'cut must be'), (dict(cut=96), 'cut must not exceed'), (dict(noise_max=-.1), 'noise_max must be'), (dict(fringe_snr_min='none'), 'fringe_snr_min must be'),
+    (dict(optics=dict(Cs_um=[1.])), 'optics must be'), (dict(recipe='cubes'), 'recipe must be'), (dict(recipes=5), 'recipes must be'),
+    (dict(recipe=dict(energy_kev='high')), "recipe's energy_kev"), (dict(heights=[2.5, 9]), 'whole numbers'), (dict(material=79), 'material must be'),
+    (dict(log=dict(epoch=[0, 1], loss=[.5])), 'one length'), (dict(classes=[['a'], ['b']]), 'different names'), (dict(arch=5), 'arch must be'),
     (dict(classes=['a', 'b', 'c']), 'does not hold weights for its card')])
 def test_a_card_that_cannot_be_is_refused_in_one_sentence(changes, says, saved):
     path, write = saved
@@ -291,12 +294,19 @@ def test_a_network_that_sees_cut_outs_cuts_them_out():
     network = stand_in(net, classes=[*'abc'], cut=48)
     by_hand = logits(net, network_input(cut_out(x, outlines, 48))).softmax(1).numpy()
     assert np.array_equal(network.probabilities(x, outlines), by_hand) and not np.allclose(by_hand, network.with_card(cut=None).probabilities(x))
+    with pytest.raises(UserError, match='outlines'):
+        network.probabilities(x)
 
 
 @pytest.mark.parametrize('cut', [None, 48])
 def test_of_no_images_there_are_no_probabilities(cut):
     none = stand_in(build('cnn4', 3), classes=[*'abc'], cut=cut).probabilities(torch.zeros(0, 64, 64), torch.zeros(0, 64, 64, dtype=torch.bool))
     assert none.shape == (0, 3) and none.dtype == np.float32
+
+
+def test_a_network_with_an_answer_per_pixel_has_none_for_the_image():
+    with pytest.raises(UserError, match='each pixel'):
+        stand_in(build('unet', 2).eval(), classes=[*'ab']).probabilities(torch.randn(2, 64, 64))
 
 
 def test_a_fingerprint_is_that_of_the_weights(saved):

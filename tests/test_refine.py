@@ -94,7 +94,7 @@ def test_a_tilt_and_which_rows_are_higher_are_found_from_nothing(leaning, card):
 @pytest.mark.parametrize('coarser', [.85, 1.1, 1.2])
 def test_pixels_of_other_sizes_make_no_difference(coarser, crystal, recipe, card, monkeypatch):
     """Noise, and with it the misfit, is that of the recorded pixels."""
-    monkeypatch.setattr(refine, 'TILTS', ())
+    monkeypatch.setattr(refine, 'TILT_GRID', ())
     (_, heights, m), (scene, _) = crystal, sample(recipe, 0)
     size, n = recipe.sampling*coarser, 2*round(recipe.out_gpts/coarser/2)
     wave = exit_waves([scene], recipe.gpts, recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=n)
@@ -107,21 +107,21 @@ def test_pixels_of_other_sizes_make_no_difference(coarser, crystal, recipe, card
 def test_no_height_is_counted_twice():
     """At the fewest and the most atoms present is no atom less, no atom more."""
     guess = Guess(np.array([1, refine.MAX_ATOMS, 5]), np.zeros(0, bool))
-    said = refine.log_prior(np.full((3, 11), 1/11), (1, refine.MAX_ATOMS))
-    log_p = np.stack([refine._of(said[1], guess.heights + d) for d in (-1, 0, 1)])
+    prior = refine.log_prior(np.full((3, 11), 1/11), (1, refine.MAX_ATOMS))
+    log_p = np.stack([refine._look_up(prior[1], guess.heights + d) for d in (-1, 0, 1)])
     p = posterior([(0., guess, log_p)])
     assert np.allclose(p.sum(1), 1) and np.allclose([p[0, 0], p[0, 1], p[1, -2], p[1, -1]], .5) and np.allclose(p[2, 3:6], 1/3)
 
 
 def test_what_a_network_says_of_a_crystal_that_it_reads_too_low():
     p = np.full((9, 11), .02); p[:, 4] = .8  # five atoms everywhere
-    said = refine.log_prior(p, (3, 10))
-    assert said.shape == (3, 9, refine.MAX_ATOMS)
-    total = lambda h: np.exp(refine._agreed(said, np.full(9, h)))
+    prior = refine.log_prior(p, (3, 10))
+    assert prior.shape == (3, 9, refine.MAX_ATOMS)
+    total = lambda h: np.exp(refine._log_prior_of(prior, np.full(9, h)))
     assert (total(6).argmax(), total(5).argmax(), total(4).argmax()) == (0, 1, 2)
     assert total(6).sum() == pytest.approx(total(5).sum()*refine.OFFSET_PROBABILITY/(1 - 2*refine.OFFSET_PROBABILITY), rel=1e-3)
     assert total(6).sum() > 100*total(7).sum()
-    assert (said[1, :, 11] == said[1, :, 9] - refine.UNTRAINED_PENALTY).all()
+    assert (prior[1, :, 11] == prior[1, :, 9] - refine.UNTRAINED_PENALTY).all()
 
 
 @pytest.fixture(scope='module')
@@ -142,7 +142,7 @@ def test_heights_that_are_all_wrong_by_one_are_mended(crystal, card, tmp_path):
     text = write_heights(m, network, tmp_path/'out', read=refined_columns)
     table, true = pd.read_csv(tmp_path/'out/columns.csv'), true_columns(heights, card.sampling)
     answers, found = refined_answers(image, heights, network)
-    assert (answers.said == answers.true + 1).all() and (answers.refined == answers.true).mean() > .85
+    assert (answers.network == answers.true + 1).all() and (answers.refined == answers.true).mean() > .85
     assert sorted(table.height) == sorted(answers.refined) and len(true) == len(table)
     assert np.allclose(table[[f'p_{k}' for k in range(1, 17)]].sum(1), 1, atol=1e-3)
     made = read_json(tmp_path/'out/run.json')['simulated']
@@ -154,15 +154,15 @@ def test_heights_that_are_all_wrong_by_one_are_mended(crystal, card, tmp_path):
 
 
 def test_columns_thicker_than_any_that_the_network_knows_are_read(card, monkeypatch):
-    monkeypatch.setattr(refine, 'TILTS', ())
+    monkeypatch.setattr(refine, 'TILT_GRID', ())
     recipe = load_recipe(ROOT/'data/recipes/ceria_heights.yaml', seed=5, size_nm=2.6, heights=[11, 12], adatoms=0, defocus_nm=4, focal_spread_nm=4)
     image, heights, _ = seen(recipe, dose=5000.)
     answers, _ = refined_answers(image, heights, Network(Oracle(np.minimum(heights, 10)), replace(card, heights=[3, 10])))
-    assert (answers.said <= 10).all() and answers.true.max() > 11 and (answers.refined == answers.true).mean() > .85
+    assert (answers.network <= 10).all() and answers.true.max() > 11 and (answers.refined == answers.true).mean() > .85
 
 
 def test_an_image_that_no_guess_explains_is_said_to_be_such(recipe, card, tmp_path, monkeypatch):
-    monkeypatch.setattr(refine, 'TILTS', ())
+    monkeypatch.setattr(refine, 'TILT_GRID', ())
     image, heights, _ = seen(recipe, dose=1e5, Cs=1.2e7)  # an uncorrected microscope
     text = write_heights(Micrograph(image, card.sampling, 'crystal'), Network(Oracle(heights), card), tmp_path/'out', read=refined_columns)
     assert 'not to be relied on' in text
@@ -173,20 +173,20 @@ def test_what_cannot_be_refined_is_refused(crystal, card, monkeypatch):
     m, network = Micrograph(image, card.sampling, 'crystal'), Network(Oracle(heights), card)
     with pytest.raises(UserError, match='says nothing of its microscope'):
         refined_columns(m, network.with_card(optics=None))
-    monkeypatch.setattr(refine, 'WIDEST', 40)
+    monkeypatch.setattr(refine, 'MAX_PIXELS', 40)
     with pytest.raises(UserError, match='cut out at most'):
         refined_columns(m, network)
     nothing, found = refined_answers(image, heights, Network(Oracle(0*heights), card))
     assert found == dict(unread=True) and (nothing.refined == 0).all() and nothing.refined_confidence.isna().all()
     score = refined_score(nothing.assign(sample=0), pd.DataFrame([found | dict(true_defocus=0., true_focal_spread=0.)]))
     assert score['accuracy'] == 0 and score['unread'] == 1 and score['misfit'] is None and score['calibration_error'] is None
-    ones = pd.DataFrame(dict(true=[1, 1, 2], said=[0, 1, 1], refined=0, refined_confidence=np.nan, sample=0))
+    ones = pd.DataFrame(dict(true=[1, 1, 2], network=[0, 1, 1], refined=0, refined_confidence=np.nan, sample=0))
     score = refined_score(ones, pd.DataFrame([found | dict(true_defocus=0., true_focal_spread=0.)]))
     assert score['within_one'] == 0 and score['network_within_one'] == pytest.approx(2/3)
 
 
 def test_the_command_refines(crystal, card, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(refine, 'TILTS', ())
+    monkeypatch.setattr(refine, 'TILT_GRID', ())
     tifffile.imwrite(tmp_path/'ceria.tif', crystal[0].astype(np.uint16))
     size = str(card.sampling/NM)
     assert main(['heights', str(tmp_path/'ceria.tif'), '--pixel-size', size, '--refine', '--out', str(tmp_path/'out')]) == 0
@@ -195,7 +195,7 @@ def test_the_command_refines(crystal, card, tmp_path, monkeypatch, capsys):
 
 
 def test_columns_beside_the_lattice_keep_their_heights(crystal, card, monkeypatch):
-    monkeypatch.setattr(refine, 'TILTS', ())
+    monkeypatch.setattr(refine, 'TILT_GRID', ())
     image, heights, _ = crystal
     true = true_columns(heights, card.sampling)
     fit = fit_lattice(true[['x', 'y']])

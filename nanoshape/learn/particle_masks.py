@@ -26,23 +26,34 @@ from ..datasets.batches import check_split, dihedral, network_input, next_epoch
 CHANNELS = ('particle', 'core')
 CORE = .5  # of a particle's greatest depth
 
+def _depths(parts):  # pixels to each particle's own outline, and each particle's greatest depth; background: inf
+    outline = segmentation.find_boundaries(parts, mode='inner')
+    depth = ndimage.distance_transform_edt((parts > 0) & ~outline)
+    return depth, np.concatenate([[np.inf], ndimage.maximum(depth, parts, range(1, parts.max() + 1))])
+
+# %% ../../nbs/learn/04_particle_masks.ipynb #0ea01638
 def targets(
     truth:np.ndarray,  # (y, x), 0 background, 1 … n particles
 )->torch.Tensor:  # float32 (2, y, x), in the order of `CHANNELS`
     "Particles and their cores; a particle that the image's edge cuts in two is two."
     parts = measure.label(truth)
-    depth = ndimage.distance_transform_edt((parts > 0) & ~segmentation.find_boundaries(parts, mode='inner'))
-    deepest = np.concatenate([[np.inf], ndimage.maximum(depth, parts, range(1, parts.max() + 1))])
+    depth, deepest = _depths(parts)
     return torch.from_numpy(np.stack([parts > 0, depth > CORE*deepest[parts]])).float()
 
 # %% ../../nbs/learn/04_particle_masks.ipynb #c4c4b184
 WIDTH = 256  # pixels of the squares to train on
 
-def _cut(store, i, draws, device='cpu'):  # a square of a new image of field i: network input (1, y, x), targets (2, y, x)
-    g, r = rng(store.recipe.seed, 'cut', draws, i), store.recipe
+def _field_image(store, i, draws, device):  # a new image of field i: network input (1, y, x)
+    r = store.recipe
     noise = torch_rng(r.seed, 'field', draws, i, device=device)
-    image = network_input(images(store.waves([i]).to(device), to_device(conditions(r, [i], draws), device), r.sampling, noise))[0]
-    y, x, k = *g.integers(0, r.out_gpts - WIDTH + 1, 2), int(g.integers(8))
+    microscope = to_device(conditions(r, [i], draws), device)
+    return network_input(images(store.waves([i]).to(device), microscope, r.sampling, noise))[0]
+
+# %% ../../nbs/learn/04_particle_masks.ipynb #25cda869
+def _square(store, i, draws, device='cpu'):  # of a new image of field i: network input (1, y, x), targets (2, y, x)
+    g = rng(store.recipe.seed, 'cut', draws, i)
+    image = _field_image(store, i, draws, device)
+    y, x, k = *g.integers(0, store.recipe.out_gpts - WIDTH + 1, 2), int(g.integers(8))
     square = np.s_[..., y:y + WIDTH, x:x + WIDTH]
     return dihedral(image[square], k), dihedral(targets(store.maps([i])[0][square]), k)
 
@@ -55,8 +66,22 @@ class FieldLoader(DataLoader):
     def before_iter(self): next_epoch(self)
     def create_item(self, i): return self.dataset[i]
     def create_batch(self, items):
-        x, y = zip(*(_cut(*item, self.draws, self.device) for item in items))
+        x, y = zip(*(_square(*item, self.draws, self.device) for item in items))
         return torch.stack(x), torch.stack(y)
+
+# %% ../../nbs/learn/04_particle_masks.ipynb #b875aa9f
+def _check_fields(stores):
+    if len({s.sampling for s in stores}) != 1:
+        raise UserError('a detector is trained at one pixel size: give recipes with one box_nm per out_gpts')
+    for s in stores:
+        if s.recipe.out_gpts < WIDTH or len(s) < 2:
+            raise UserError(f'{s.recipe.name}: a detector needs two fields or more, '
+                            f'of at least {WIDTH} pixels (out_gpts)')
+
+def _split_fields(store, valid):  # the numbers of the fields for training, and of the last ones for validation
+    n = len(store) - max(1, round(valid*len(store)))
+    check_split(store.labels, range(n), range(n, len(store)))
+    return range(n), range(n, len(store))
 
 # %% ../../nbs/learn/04_particle_masks.ipynb #4eeba9c9
 def field_loaders(
@@ -66,21 +91,19 @@ def field_loaders(
     bs:int=8,
     device:torch.device|None=None,  # default: CUDA where there is one
 )->DataLoaders:
-    """Fresh squares for training, fixed ones for validation, of other fields: the last of each store. Raises `UserError` for fields that are too
-    small, too few, or of several pixel sizes."""
-    if len({s.sampling for s in stores}) != 1: raise UserError('a detector is trained at one pixel size: give recipes with one box_nm per out_gpts')
-    for s in stores:
-        if s.recipe.out_gpts < WIDTH or len(s) < 2:
-            raise UserError(f'{s.recipe.name}: a detector needs two fields or more, of at least {WIDTH} pixels (out_gpts)')
-    train, watch, device = [], [], device or default_device()
+    """Fresh squares for training, fixed ones for validation, of other fields: the last of each store. Raises
+    `UserError` for fields that are too small, too few, or of several pixel sizes."""
+    _check_fields(stores)
+    fit, held, device = [], [], device or default_device()
     for s, n in zip(stores, cuts or [1]*len(stores), strict=True):
-        held = max(1, round(valid*len(s)))
-        check_split(s.labels, range(len(s) - held), range(len(s) - held, len(s)))
-        train += [(s, i) for i in range(len(s) - held)]*n
-        watch += [_cut(s, i, 0) for i in range(len(s) - held, len(s))]
-    dls = DataLoaders(FieldLoader(train, bs, shuffle=True, drop_last=len(train) > bs, device=device), DataLoader(watch, bs=bs, device=device))
+        train, rest = _split_fields(s, valid)
+        fit += [(s, i) for i in train]*n
+        held += [_square(s, i, 0) for i in rest]
+    dls = DataLoaders(FieldLoader(fit, bs, shuffle=True, drop_last=len(fit) > bs, device=device),
+                      DataLoader(held, bs=bs, device=device))
     dls.vocab = list(CHANNELS)
-    dls.about = hashlib.sha256(f'{[fingerprint(s.recipe) for s in stores]} {valid} {cuts} {bs}'.encode()).hexdigest()[:12]
+    about = f'{[fingerprint(s.recipe) for s in stores]} {valid} {cuts} {bs}'
+    dls.about = hashlib.sha256(about.encode()).hexdigest()[:12]
     return dls
 
 # %% ../../nbs/learn/04_particle_masks.ipynb #93fe9205

@@ -257,7 +257,7 @@ def calibrate(
 RING_WINDOW, LOWEST_RING = 100., .06  # Å; 1/Å
 TOPS = .35, .5, .7  # 1/Å: where the fit ends; far from focus the outer rings are too fine to be resolved
 RINGS_BELIEVED = .75  # of the variance that a smooth curve leaves; near focus and in noise at most 0.68 was seen
-FOCI, FEWEST = np.geomspace(100, 4000, 500), 1.5  # Å that are tried; rings that the fit must hold: one may be a bend
+FOCI, FEWEST = np.geomspace(100, 4000, 500), 1.5  # Å that are tried; rings in the fit: a single one may be chance
 
 # %% ../../nbs/micrographs/02_lattice.ipynb #526277f3
 def _film_windows(m, labels, n):  # yields windows (n, n) that particles cover by less than 5 %

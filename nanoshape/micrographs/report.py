@@ -157,7 +157,7 @@ def network_pictures(
 # %% ../../nbs/micrographs/04_report.ipynb #8d2deb24
 def _counts_text(values): return ', '.join(f'{n} {v}' for v, n in values.value_counts().items())
 
-def _crystals_text(table):  # counts of each crystallinity, if that was asked for
+def _crystals_text(table):  # counts of each crystallinity, if the table has it
     return f' Crystallinity: {_counts_text(table.crystallinity)}.' if 'crystallinity' in table else ''
 
 # %% ../../nbs/micrographs/04_report.ipynb #879aee7e
@@ -279,7 +279,7 @@ def write_report(
     notes:Sequence[str]=(),  # paragraphs for the page
     detector:Detector|None=None,  # default: by darkness
     element:str|None=None,  # of the lattice that is looked for; default: that of the network's training
-    crystals:Network|None=None,  # for crystallinity; None: it is not asked for
+    crystals:Network|None=None,  # for crystallinity; None: without it
     **params,  # recorded in run.json
 )->pd.DataFrame:  # the particles
     """Analyse `m` and write particles.csv, NAME_labels.tif (0 background, 1 … n the table's `label`), overlay.png,

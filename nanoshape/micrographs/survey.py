@@ -73,7 +73,7 @@ def _readable(files, options):  # yields the images that can be read, with a pro
 def pixel_size(
     path:str|Path,  # a folder of micrographs of one magnification, or one
     element:str='Au',
-    most:int=50,  # files that are looked at
+    most:int=50,  # files that are read
     **options,  # of `read`
 )->dict:  # as `calibrate`; `header` is None where the files say nothing
     """The pixel size from the lattice. Raises `UserError` where the fringes do not decide it, or the files' headers
@@ -328,7 +328,7 @@ def _folder_pictures(whole, counts):  # sizes, and a bar chart of each question'
 def _folder_page(particles, tables, failed, whole, counts, notes):
     pictures = _folder_pictures(whole, counts if len(particles) else {})
     made = '\n'.join(f'{k}: {v}' for k, v in provenance().items())
-    files = [_file_row(*named) for named in tables.items()]
+    files = [_file_row(name, t) for name, t in tables.items()]
     page = Environment(autoescape=True).from_string(_FOLDER_PAGE)
     return page.render(name='Survey', summary=summarise_folder(particles, len(tables), len(failed)), pictures=pictures,
                        notes=[*notes, CAUTION], files=files, failed=failed, made=made)
@@ -355,8 +355,9 @@ def _joined(tables):  # one table of all particles, with the column `file`
 
 # %% ../../nbs/micrographs/05_survey.ipynb #c687fa83
 def _questions(network, crystals):  # column → possible answers
-    asked = dict(shape=network.classes)
-    return asked | dict(crystallinity=[*crystals.classes, CRYSTALLINE]) if crystals else asked
+    questions = dict(shape=network.classes)
+    if crystals: questions['crystallinity'] = [*crystals.classes, CRYSTALLINE]
+    return questions
 
 # %% ../../nbs/micrographs/05_survey.ipynb #724f9479
 def survey(

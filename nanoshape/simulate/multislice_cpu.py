@@ -244,7 +244,7 @@ def exit_waves_cpu(
     out_gpts:int,  # pixels of the waves, after Fourier cropping
     at_once:int,  # most structures in memory
 )->torch.Tensor:  # complex (n, out_gpts, out_gpts)
-    "Exit waves of a unit plane wave on the processor, the same to the last bit for any number of threads."
+    "Exit waves of a unit plane wave on the processor, one structure per thread."
     threads, shape = min(torch.get_num_threads(), at_once), (len(atoms), out_gpts, out_gpts)
     waves = torch.empty(shape, dtype=grid.propagator.dtype)
     share_rows = threads > len(atoms) and grid.gpts > ROWS

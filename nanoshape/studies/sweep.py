@@ -122,14 +122,15 @@ def _plain(m):  # what fits into a table's cells: no mappings but the recipe's k
 def collect(
     runs,  # folders with params.json and metrics.json
 )->pd.DataFrame:
-    """One row per run and test: parameters, then plain values and lists (as JSON text) of the metrics, versions and
+    """One row per run and test: parameters, those left at their defaults as well, then plain values and lists (as JSON text) of the metrics, versions and
     commit. What is named like a parameter gets `test_` before its name."""
     rows = []
     for r in map(Path, runs):
         params, m = read_json(r/'params.json'), read_json(r/'metrics.json')
         for name, test in m.get('tests', {None: {}}).items():
             found = ({} if name is None else {'test': name}) | _plain(m) | _plain(test)
-            rows.append(params | {f'test_{k}' if k in params else k: v for k, v in found.items()} | {'run': r.name})
+            found = {f'test_{k}' if k in params else k: v for k, v in found.items()}
+            rows.append(_plain(m.get('params', {})) | params | found | {'run': r.name})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/studies/02_sweep.ipynb #9c946c54
