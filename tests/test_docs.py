@@ -96,11 +96,6 @@ def test_a_folder_with_other_things_is_not_replaced(tmp_path):
     assert done.returncode == 1 and 'choose another folder' in done.stderr and (tmp_path/'thesis.tex').is_file()
 
 
-UNDOCUMENTED = {  # what the engine's notebooks share; a comment in place of a docstring
-    *(f'nanoshape.simulate.potential.{n}' for n in ('crop_spectrum', 'kernel_weights', 'slice_count', 'atoms_by_slice', 'slice_phase',
-                                                    'grid_and_factors', 'check_structure')), 'nanoshape.simulate.multislice_cpu.exit_waves_cpu'}
-
-
 def test_public_functions_are_documented():
     """Every public function says what it is for."""
     import inspect
@@ -111,7 +106,7 @@ def test_public_functions_are_documented():
         module = importlib.import_module('.'.join(f.relative_to(ROOT).with_suffix('').parts))
         missing += [f'{module.__name__}.{n}' for n in getattr(module, '__all__', ())
                     if inspect.isroutine(s := getattr(module, n)) and not inspect.getdoc(s)]
-    assert not {*missing} - UNDOCUMENTED
+    assert not missing
 
 
 def test_the_picture_is_the_one_that_the_notebook_makes():
