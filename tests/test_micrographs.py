@@ -179,3 +179,13 @@ def test_fringes_are_found_on_very_fine_pixels():
         image = np.random.default_rng(0).normal(size=disc.shape) + disc*(np.cos(2*np.pi*x*s/2.355) - 1)
         t = measure_lattice(Micrograph(image.astype(np.float32), s, 'fine'), disc.astype(int))
         assert '111' in t.planes.item() and t.fringe_snr.item() > 100
+
+
+def test_a_card_without_a_test_writes_its_curves_under_their_name(tmp_path, grey):
+    from nanoshape.learn.models import build
+    from nanoshape.learn.network import Card, Network
+    from nanoshape.micrographs.report import write_report
+    log = dict(epoch=[0, 1], train_loss=[1., .5], valid_loss=[1., .6], accuracy=[.3, .7])
+    card = Card(arch='cnn4', classes=['cube', 'octahedron'], sampling=.8, gpts=64, threshold=.9, feret_range_nm=[1, 9], log=log)
+    write_report(Micrograph(grey.astype(np.float32), .6, 'discs'), Network(build('cnn4', 2), card), tmp_path/'out')
+    assert {p.name for p in (tmp_path/'out').glob('*.png')} == {'overlay.png', 'curves.png'}

@@ -28,13 +28,23 @@ from .train import train
 def height_classes(
     recipe:Recipe,  # of columns
 )->list[str]:
-    "Names of the classes of pixels: '0' for none, then the numbers of atoms. Raises `UserError` for a recipe of anything else."
+    """Names of the classes of pixels: '0' for none, then the numbers of atoms. Raises `UserError` for a recipe of
+    anything else."""
     if recipe.kind != 'columns': raise UserError(f'{recipe.kind} have no heights: give a recipe of columns')
-    return [str(k) for k in range(recipe.heights[1] + (bounds(recipe.adatoms)[1] > 0) + 1)]
+    most = recipe.heights[1] + (bounds(recipe.adatoms)[1] > 0)
+    return [str(k) for k in range(most + 1)]
 
 # %% ../../nbs/learn/05_height_maps.ipynb #4e4ea797
 GOALS = ('heights', 'clean')
 
+def _exposed(store, clean, microscope, idx, draws):  # with counting noise: one stream for a batch, or each sample's own
+    if draws:
+        noise = torch_rng(store.recipe.seed, 'fresh', draws, *idx[:1], device=clean.device)
+        return expose(clean, microscope, store.sampling, noise)
+    noise = lambda i: torch_rng(store.recipe.seed, 'noise', i)
+    return torch.stack([expose(clean[k], take(microscope, k), store.sampling, noise(i)) for k, i in enumerate(idx)])
+
+# %% ../../nbs/learn/05_height_maps.ipynb #98685227
 def noisy_and_clean(
     store:Store,
     waves:torch.Tensor,  # complex (n, y, x)
@@ -43,11 +53,9 @@ def noisy_and_clean(
 )->torch.Tensor:  # network inputs (n, 2, y, x): as recorded, and without noise
     "Images as the detector records them, and as it would at an infinite dose."
     idx = np.asarray(idx, int)
-    m = to_device(conditions(store.recipe, idx, draws), waves.device)
-    clean = intensity(waves, m, store.sampling)
-    frozen = lambda k, i: expose(clean[k], take(m, k), store.sampling, torch_rng(store.recipe.seed, 'noise', i))
-    if draws: noisy = expose(clean, m, store.sampling, torch_rng(store.recipe.seed, 'fresh', draws, *idx[:1], device=waves.device))
-    else: noisy = torch.stack([frozen(k, i) for k, i in enumerate(idx)])
+    microscope = to_device(conditions(store.recipe, idx, draws), waves.device)
+    clean = intensity(waves, microscope, store.sampling)
+    noisy = _exposed(store, clean, microscope, idx, draws)
     return torch.cat([relative_input(noisy), relative_input(clean)], 1)
 
 # %% ../../nbs/learn/05_height_maps.ipynb #24aec5a4
@@ -60,43 +68,64 @@ def denoised(
     "The images behind the network that they pass first, if any."
     return x if before is None else torch.cat([before.eval()(part).float() for part in x.split(batch)])
 
+# %% ../../nbs/learn/05_height_maps.ipynb #bafb1e33
+def _window(pixels, crop, *keys):  # a slice of `crop` pixels at a random place that depends on the keys alone
+    start = int(torch.randint(pixels - crop + 1, (), generator=torch_rng(*keys)))
+    return slice(start, start + crop)
+
 # %% ../../nbs/learn/05_height_maps.ipynb #58b58f0b
 class HeightLoader(WaveLoader):
-    "fastai `DataLoader` over samples of a store of columns: batches are (network input, map of `goal`), fresh each epoch."
+    "fastai `DataLoader` over samples of columns: batches are (network input, map of `goal`), fresh each epoch."
     def __init__(self, store, idx, goal='heights', before=None, bs=16, crop=None, bright=0, **kwargs):
         super().__init__(store, idx, np.zeros(len(idx), int), bs, **kwargs)
-        self.far, self.goal, self.before = torch.from_numpy(store.maps(idx)), goal, before
+        self.far, self.goal, self.before = torch.from_numpy(store.maps(idx)), goal, before  # maps go where distances do
         self.crop, self.bright = crop or store.recipe.out_gpts, bright
     def after_batch(self, b):
         waves, maps, n, _ = b
-        parts = [(rows, self._seen(part, waves[rows], maps[rows], k)) for part, rows, k in self.store.parts(n.cpu().numpy())]
-        x = torch.cat([x for _, x in parts])[..., self._window(n), :][..., self._window(n, 'x')]
+        parts = self.store.parts(n.cpu().numpy())
+        made = torch.cat([self._moved_together(part, waves[rows], maps[rows], k) for part, rows, k in parts])
+        x = made[..., self._window(n, 'y'), :][..., self._window(n, 'x')]
         return denoised(self.before, x[:, :1]), x[:, 1:2] if self.goal == 'clean' else x[:, 2].round().long()
-    def _window(self, n, axis='y'):  # where the batch is cropped
-        a = int(torch.randint(self.far.shape[-1] - self.crop + 1, (), generator=torch_rng(self.seed, 'crop', axis, self.draws, int(n[0]))))
-        return slice(a, a + self.crop)
-    def _seen(self, part, waves, maps, numbers):  # image, clean image and map, moved alike
+    def _window(self, n, axis):
+        return _window(self.far.shape[-1], self.crop, self.seed, 'crop', axis, self.draws, int(n[0]))
+    def _moved_together(self, part, waves, maps, numbers):  # image, clean image and map, (n, 3, y, x)
         if self.draws <= self.bright: part = part.imaged(dose=bounds(part.recipe.dose)[1])
         together = torch.cat([noisy_and_clean(part, waves, numbers, self.draws), maps[:, None].float()], 1)
-        return moved(together, part.recipe, torch_rng(part.recipe.seed, 'moved', self.draws, *numbers[:1], device=waves.device))
+        g = torch_rng(part.recipe.seed, 'moved', self.draws, *numbers[:1], device=waves.device)
+        return moved(together, part.recipe, g)
 
 # %% ../../nbs/learn/05_height_maps.ipynb #c31fda7b
+def _frozen_pair(store, idx):  # network inputs (n, 2, y, x), noisy and clean, in the order of `idx`
+    both = torch.empty(len(idx), 2, *[store.recipe.out_gpts]*2)
+    for part, rows, numbers in store.parts(idx): both[rows] = noisy_and_clean(part, part.waves(numbers), numbers)
+    return both
+
+# %% ../../nbs/learn/05_height_maps.ipynb #7522967c
 def frozen_pixels(
     store:Store,
     idx,  # sample numbers
     goal:str='heights',  # one of `GOALS`
     batch:int=32,
-)->tuple[torch.Tensor,torch.Tensor]:  # network inputs (n, 1, y, x); heights, int64 (n, y, x), or clean images (n, 1, y, x)
+)->tuple[torch.Tensor,torch.Tensor]:  # inputs (n, 1, y, x); heights, int64 (n, y, x), or clean images (n, 1, y, x)
     "A fixed image of each sample, and what a network should make of it."
     x, y = [], []
     for some in np.array_split(np.asarray(idx, int), max(1, -(-len(idx)//batch))):
-        both = torch.empty(len(some), 2, *[store.recipe.out_gpts]*2)
-        for part, rows, numbers in store.parts(some): both[rows] = noisy_and_clean(part, part.waves(numbers), numbers)
+        both = _frozen_pair(store, some)
         x.append(both[:, :1])
         y.append(both[:, 1:] if goal == 'clean' else torch.from_numpy(store.maps(some).astype(np.int64)))
     return torch.cat(x), torch.cat(y)
 
 # %% ../../nbs/learn/05_height_maps.ipynb #c555c4aa
+def _check_request(store, goal, crop):
+    if goal not in GOALS: raise UserError(f'there is no goal {goal!r}: choose one of {", ".join(GOALS)}')
+    if crop and (crop % 32 or not 0 < crop <= store.recipe.out_gpts):
+        raise UserError(f'windows of {crop} pixels: give a multiple of 32 up to {store.recipe.out_gpts}')
+
+def _about(store, *settings):  # a fingerprint of the data and of how they are fed, for checkpoints
+    recipes = [fingerprint(part.recipe) for part, _, _ in store.parts(range(len(store)))]
+    return hashlib.sha256(' '.join(map(str, (recipes, *settings))).encode()).hexdigest()[:12]
+
+# %% ../../nbs/learn/05_height_maps.ipynb #68bebbb6
 def height_loaders(
     store:Store,  # of columns, or several of them joined
     train, valid,  # sample numbers
@@ -108,20 +137,18 @@ def height_loaders(
     bright:int=0,  # epochs, from the first, in which all images have the recipe's highest dose
     device:torch.device|None=None,  # default: CUDA where there is one
 )->DataLoaders:
-    """Fresh images for training, frozen ones for validation. Raises `UserError` for an unknown goal, for a window that does not fit and
-    for structures on both sides."""
-    if goal not in GOALS: raise UserError(f'there is no goal {goal!r}: choose one of {", ".join(GOALS)}')
-    if crop and (crop % 32 or not 0 < crop <= store.recipe.out_gpts):
-        raise UserError(f'windows of {crop} pixels: give a multiple of 32 up to {store.recipe.out_gpts}')
+    """Fresh images for training, frozen ones for validation. Raises `UserError` for an unknown goal, for a window that
+    does not fit and for structures on both sides."""
+    _check_request(store, goal, crop)
     check_split(store.labels, train, valid)
     device, names = device or default_device(), height_classes(store.recipe)
     x, y = frozen_pixels(store, valid, goal)
     fixed = list(zip(denoised(before, x.to(device)).cpu(), y))
-    dls = DataLoaders(HeightLoader(store, train, goal, before, bs, crop, bright, shuffle=True, drop_last=len(train) > bs, device=device),
-                      DataLoader(fixed, bs=bs, device=device))
+    fresh = HeightLoader(store, train, goal, before, bs, crop, bright, shuffle=True, drop_last=len(train) > bs,
+                         device=device)
+    dls = DataLoaders(fresh, DataLoader(fixed, bs=bs, device=device))
     dls.vocab = names[:outputs] if outputs else names if goal == 'heights' else ['clean']
-    asked = f'{[fingerprint(p.recipe) for p, _, _ in store.parts(range(len(store)))]} {list(train)} {list(valid)} {goal} {bs} {crop} {bright}'
-    dls.about = hashlib.sha256(asked.encode()).hexdigest()[:12]
+    dls.about = _about(store, list(train), list(valid), goal, bs, crop, bright)
     return dls
 
 # %% ../../nbs/learn/05_height_maps.ipynb #7eeee988
@@ -139,6 +166,14 @@ def class_weights(
     return out
 
 # %% ../../nbs/learn/05_height_maps.ipynb #bd4f0dbb
+def _blur(n, sigma):  # (n, n): each row a Gaussian; what would lie outside falls onto the edge
+    r = max(1, round(3*sigma))
+    at = torch.arange(-r, r + 1)
+    k = torch.exp(-at**2/(2*sigma**2))
+    places = (torch.arange(n)[:, None] + at).clamp(0, n - 1)
+    return torch.zeros(n, n).scatter_add_(1, places, (k/k.sum()).expand(n, -1).contiguous())
+
+# %% ../../nbs/learn/05_height_maps.ipynb #b74949d7
 def smoothed(
     goal:torch.Tensor,  # (n, classes, y, x)
     sigma:float,  # pixels; 0: as it is
@@ -147,12 +182,6 @@ def smoothed(
     if not sigma: return goal
     down, across = (_blur(n, sigma).to(goal) for n in goal.shape[-2:])
     return down@goal@across.T  # faster on a CPU than two convolutions
-
-def _blur(n, sigma):  # (n, n): each row a Gaussian; what would lie outside falls onto the edge
-    r = max(1, round(3*sigma))
-    at = torch.arange(-r, r + 1)
-    k = torch.exp(-at**2/(2*sigma**2))
-    return torch.zeros(n, n).scatter_add_(1, (torch.arange(n)[:, None] + at).clamp(0, n - 1), (k/k.sum()).expand(n, -1).contiguous())
 
 # %% ../../nbs/learn/05_height_maps.ipynb #04d9d263
 class ClassLoss:
@@ -168,7 +197,7 @@ class ClassLoss:
 
 # %% ../../nbs/learn/05_height_maps.ipynb #80e16d49
 class HeightLoss:
-    "Weighted Huber loss of one channel (n, 1, y, x) that says the height itself; `weights` has a number for each class, from vacuum on."
+    "Weighted Huber loss of one channel (n, 1, y, x), the height itself; `weights` has a number for each class."
     def __init__(self, weights): self.weights = weights
     def __call__(self, scores, maps):
         w = self.weights.to(maps.device)[maps]
@@ -181,26 +210,30 @@ def column_pixels(
     scores,  # (n, classes, y, x), or (n, 1, y, x) of heights in atoms
     maps,  # true heights (n, y, x), 0: vacuum
 ):
-    "Share of the columns' pixels of whose heights the right one is likeliest."
-    said = scores[:, 1:].argmax(1) + 1 if scores.shape[1] > 1 else scores[:, 0].round().long()
-    return (said == maps)[maps > 0].float().mean()
+    "Share of the columns' pixels where the right one of all heights is the likeliest."
+    predicted = scores[:, 1:].argmax(1) + 1 if scores.shape[1] > 1 else scores[:, 0].round().long()
+    return (predicted == maps)[maps > 0].float().mean()
 
+# %% ../../nbs/learn/05_height_maps.ipynb #ded289c3
 def clean_error(
     scores, clean,  # (n, 1, y, x)
 ):
     "Root of the mean squared difference from the clean image, in units of the network's input."
     return F.mse_loss(scores.float(), clean).sqrt()
 
+# %% ../../nbs/learn/05_height_maps.ipynb #73867294
+def _loss(head, weights, sigma):  # pixels
+    if head == 'classes': return ClassLoss(weights, sigma)
+    return HeightLoss(weights) if head == 'regression' else F.mse_loss
+
 # %% ../../nbs/learn/05_height_maps.ipynb #1b310fa4
 def train_heights(
     store:Store,
-    fit, watch,  # sample numbers: for training, and to watch it by
+    fit, watch,  # sample numbers: for training, for validation
     out:str|Path,  # folder of the run, for the log and the checkpoint
     head:str='classes',  # one of `HEADS`
     steps:int=1500,  # batches, about
-    lr:float=4e-3,
-    seed:int=0,
-    bs:int=16,
+    lr:float=4e-3, seed:int=0, bs:int=16,  # as in `train`; images in a batch
     smooth:float=SMOOTH,  # Å; 0: sharp goals
     power:float=.5,  # as in `class_weights`
     arch:str='unet',
@@ -209,15 +242,15 @@ def train_heights(
     bright:int=0,  # batches at the start in which all images have the recipe's highest dose, rounded up to epochs
     bf16:bool|None=None,  # as in `train`
 )->nn.Module:
-    """A network trained on fresh images; goes on behind the last finished epoch of a killed training, and is not trained again while `state.pt`
-    lies in `out`. Raises `UserError` for an unknown head."""
+    """A network trained on fresh images; goes on behind the last finished epoch of a killed training, and is not
+    trained again while `state.pt` lies in `out`. Raises `UserError` for an unknown head."""
     if head not in HEADS: raise UserError(f'there is no head {head!r}: choose one of {", ".join(HEADS)}')
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
-    goal = 'clean' if head == 'denoiser' else 'heights'
-    dls = height_loaders(store, fit, watch, goal, 1 if head == 'regression' else None, bs, before, crop, -(-bright*bs//len(fit)))
-    weights = class_weights(store.maps(fit), len(height_classes(store.recipe)), power)
-    loss = {'classes': ClassLoss(weights, smooth/store.sampling), 'regression': HeightLoss(weights), 'denoiser': F.mse_loss}[head]
+    goal, metric = ('clean', clean_error) if head == 'denoiser' else ('heights', column_pixels)
+    outputs, bright_epochs = 1 if head == 'regression' else None, -(-bright*bs//len(fit))
+    dls = height_loaders(store, fit, watch, goal, outputs, bs, before, crop, bright_epochs)
     dls.about += f' {head} {smooth} {power} {before is not None}'
-    learn = train(dls, arch, max(1, round(steps*bs/len(fit))), lr, seed, out/'log.csv', bf16, out/'state.pt', keep=True, loss=loss,
-                  metric=clean_error if head == 'denoiser' else column_pixels)
+    weights = class_weights(store.maps(fit), len(height_classes(store.recipe)), power)
+    learn = train(dls, arch, max(1, round(steps*bs/len(fit))), lr, seed, out/'log.csv', bf16, out/'state.pt', keep=True,
+                  loss=_loss(head, weights, smooth/store.sampling), metric=metric)
     return nn.Sequential(before, learn.model).eval() if before is not None else learn.model

@@ -133,14 +133,14 @@ def html_page(
 def _confusion_picture(test):  # for `html_page`
     ax = plot_confusion(test['confusion'], test['classes'])
     chance = f'always naming the commonest class would be right in {test["chance"]:.1%}.'
-    return dict(src=picture(ax.figure), title='The network on simulated test particles',
+    return dict(src=picture(ax.figure), file='confusion.png', title='The network on simulated test particles',
                 alt='confusion matrix, true against predicted shape',
                 text=f'{score_text(test)} The structures were never trained on; {chance}')
 
 # %% ../../nbs/micrographs/04_report.ipynb #29573dd6
 def _curves_picture(card):  # for `html_page`
     axs = plot_curves(pd.DataFrame(card.log), 1/len(card.classes))
-    return dict(src=picture(axs[0].figure), title='Learning curves',
+    return dict(src=picture(axs[0].figure), file='curves.png', title='Learning curves',
                 text='Losses, and accuracy on validation structures, by epoch.',
                 alt='training and validation loss and accuracy against epoch')
 
@@ -211,7 +211,8 @@ def _page_notes(m, table, detector, notes):
 
 # %% ../../nbs/micrographs/04_report.ipynb #ccd06795
 def _overlay_picture(m, labels, table, classes):
-    return dict(src=picture(overlay(m, labels, table, classes).figure), title='What was found',
+    src = picture(overlay(m, labels, table, classes).figure)
+    return dict(src=src, file='overlay.png', title='What was found',
                 alt='micrograph with outlined particles',
                 text='Outline colour: shape; white: undetermined. Numbers are rows of the table.')
 
@@ -255,9 +256,9 @@ def label_file(
 # %% ../../nbs/micrographs/04_report.ipynb #7fcd9256
 def _write_labels(path, labels):
     tifffile.imwrite(path, labels.astype(np.uint16 if labels.max() < 2**16 else np.uint32), compression='zlib')
-def _write_pictures(folder, pictures):  # overlay, confusion matrix and curves, as far as there are any
-    for p, name in zip(pictures, ('overlay.png', 'confusion.png', 'curves.png')):
-        (folder/name).write_bytes(base64.b64decode(p['src'].split(',')[1]))
+def _write_pictures(folder, pictures):  # those that are files of their own
+    for p in pictures:
+        if 'file' in p: (folder/p['file']).write_bytes(base64.b64decode(p['src'].split(',')[1]))
 
 # %% ../../nbs/micrographs/04_report.ipynb #9fcb6e5b
 def _run_record(m, network, detector, crystals, params):  # for run.json
@@ -294,7 +295,7 @@ def write_report(
     with result_folder(out) as folder:
         table.to_csv(folder/'particles.csv', index=False)
         _write_labels(folder/label_file(m.name), labels)
-        _write_pictures(folder, [pictures[0], *tests])
+        _write_pictures(folder, pictures + tests)
         write_json(folder/'run.json', record)
         (folder/'report.html').write_text(page, encoding='utf-8')
     return table
