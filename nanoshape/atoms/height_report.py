@@ -39,30 +39,39 @@ def show_columns(
 
 # %% ../../nbs/atoms/04_height_report.ipynb #b84fed4c
 MISFIT = 1.2  # χ² per pixel above which a simulated image does not explain the recorded one
-_UNEXPLAINED = (', too much to be noise: the microscope or the crystal is another than assumed, and the heights are not to be '
+_UNEXPLAINED = (', too much to be noise: the microscope or the crystal is another than assumed, and the heights are '
+                'not to be '
                 'relied on')
 
 def _basis(fit):  # what the probabilities rest on
-    if fit.simulated is None: return "by the network's own estimate, calibrated for crystals on the axis (with --tilted: for tilted ones)"
+    if fit.simulated is None:
+        return "by the network's own estimate, calibrated for crystals on the axis (with --tilted: for tilted ones)"
     s = fit.simulated
-    return (f'after comparison with simulated images: best at {s["defocus_nm"]:.1f} nm of underfocus and a tilt of {s["tilt_deg"]:.1f}°, '
-            f'where they differ by {s["misfit"]:.2f} times the noise (mean square)' + _UNEXPLAINED*(s['misfit'] > MISFIT))
+    return (f'after comparison with simulated images: best at {s["defocus_nm"]:.1f} nm of underfocus and a tilt of '
+            f'{s["tilt_deg"]:.1f}°, '
+            f'where they differ by {s["misfit"]:.2f} times the noise (mean square)'
+            + _UNEXPLAINED*(s['misfit'] > MISFIT))
 
 # %% ../../nbs/atoms/04_height_report.ipynb #b6d4c3c3
 def summarise_heights(m:Micrograph, columns:pd.DataFrame, fit:LatticeFit)->str:
     "Two sentences on what was read."
     h = columns[columns.on_lattice]
     off_axis = f' {OFF_AXIS.format(fit)}.'*bool(fit.asymmetry > TILTED and fit.simulated is None)
-    return (f'{len(h)} columns of {fit.material} along [{fit.axis}] in {m.name}, of {h.height.min()} to {h.height.max()} atoms '
-            f'(median {h.height.median():g}); a height is right with a probability of {h.confidence.mean():.0%} on average, '
+    return (f'{len(h)} columns of {fit.material} along [{fit.axis}] in {m.name}, of {h.height.min()} to '
+            f'{h.height.max()} atoms '
+            f'(median {h.height.median():g}); a height is right with a probability of {h.confidence.mean():.0%} on '
+            f'average, '
             f'{_basis(fit)}. The lattice constant comes out {100*(fit.scale - 1):+.1f} % from the known one; '
             f'{len(columns) - len(h)} more columns lie beside the lattice.{off_axis}')
 
 # %% ../../nbs/atoms/04_height_report.ipynb #17e89454
-CAUTION = ('The network has seen simulated images only: perfect optics but for the aberrations of its recipe, every electron counted, '
-           'none lost. Inelastic scattering, an objective aperture or an amorphous film change the contrast that it counts atoms by, '
+CAUTION = ('The network has seen simulated images only: perfect optics but for the aberrations of its recipe, every '
+           'electron counted, '
+           'none lost. Inelastic scattering, an objective aperture or an amorphous film change the contrast that it '
+           'counts atoms by, '
            'and a picture whose grey values were stretched for display has lost it.')
-LEGEND = ('Also in columns.csv, with the probability of each height. x, y: Å from the upper left corner; element: by its place in the '
+LEGEND = ('Also in columns.csv, with the probability of each height. x, y: Å from the upper left corner; element: by '
+          'its place in the '
           'lattice; height, mean, sd: atoms; off: Å from the lattice. The atoms are in model.xyz; oxygen, and the '
           'flat exit side that all columns begin at, are assumed.')
 
@@ -70,18 +79,21 @@ LEGEND = ('Also in columns.csv, with the probability of each height. x, y: Å fr
 def _trained(card):  # what its heights hold for, where the card says it
     if not card.heights or not card.defocus_nm: return []
     (low, high), (near, far) = card.heights, card.defocus_nm
-    return [f'It has learned columns of {low} to {high} atoms, {near:g} to {far:g} nm underfocus and {card.energy_kev:g} kV. '
+    return [f'It has learned columns of {low} to {high} atoms, {near:g} to {far:g} nm underfocus and '
+            f'{card.energy_kev:g} kV. '
             'Elsewhere its own heights are wrong, and its confidences do not show it; many come right with --refine.']
 
 # %% ../../nbs/atoms/04_height_report.ipynb #b2a69e3e
 def _pictures(columns, model):  # from their PNGs
-    return [dict(src=png_url(columns), title='Columns', alt='micrograph with a number on each column', text='Atoms in each column.'),
+    return [dict(src=png_url(columns), title='Columns', alt='micrograph with a number on each column',
+                 text='Atoms in each column.'),
             dict(src=png_url(model), title='Model', alt='atoms in three dimensions',
                  text='Colour: distance from the exit side, which is taken to be flat. Grey: oxygen, assumed.')]
 
 # %% ../../nbs/atoms/04_height_report.ipynb #f632a9f5
 def _record(network, fit, m, tilted, params):  # run.json: what was asked, what was found of the crystal, what did it
-    found = dict(lattice_scale=fit.scale, asymmetry=None if np.isnan(fit.asymmetry) else fit.asymmetry, simulated=fit.simulated)
+    found = dict(lattice_scale=fit.scale, asymmetry=None if np.isnan(fit.asymmetry) else fit.asymmetry,
+                 simulated=fit.simulated)
     return dict(params, tilted=tilted, sampling_nm=m.sampling/NM, model=network.settings, **found, **provenance())
 
 def _page(m, text, columns, pngs, network, made):  # HTML
@@ -98,10 +110,12 @@ def write_heights(
     read=image_columns,  # or another function of its kind
     **params,  # recorded in run.json
 )->str:  # what was found, in two sentences
-    "Read an image's columns and write columns.csv, model.xyz (extended XYZ, Å), heights.png, model.png, run.json and report.html."
+    """Read an image's columns and write columns.csv, model.xyz (extended XYZ, Å), heights.png, model.png, run.json
+    and report.html."""
     use_style()
     columns, fit = read(m, network, tilted)
-    atoms, text, made = build_model(columns, fit), summarise_heights(m, columns, fit), _record(network, fit, m, tilted, params)
+    atoms, text, made = build_model(columns, fit), summarise_heights(m, columns, fit), _record(network, fit, m,
+                                                                                               tilted, params)
     atoms.info['note'] = 'metal columns measured, flat exit side assumed; where measured is F, assumed from the lattice'
     pngs = [as_png(ax.figure, DPI) for ax in (show_columns(m, columns), plot_model(atoms))]
     with result_folder(out) as folder:

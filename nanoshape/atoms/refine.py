@@ -7,7 +7,7 @@ __all__ = ['COMPARED_WITHIN', 'COLUMN_RADIUS', 'EDGE_RADIUS', 'MARGIN', 'MAX_PIX
            'EXIT_GAP', 'FOCUS_GRID', 'FOCAL_SPREADS', 'PRIOR_SD', 'MAX_STEP', 'MAX_TILT', 'NEIGHBOUR_DISTANCE',
            'MAX_ATOMS', 'UNTRAINED_PENALTY', 'OFFSET_PROBABILITY', 'FOCUS_STEPS', 'TILT_RESOLUTION', 'TILT_GRID',
            'PRIOR_WEIGHT', 'TEMPERATURE_PER_NOISE', 'optics', 'trained_microscope', 'View', 'view', 'Guess',
-           'best_focus', 'fit_conditions', 'log_prior', 'height_log_likelihoods', 'climb', 'local_optima', 'posterior',
+           'best_focus', 'fit_conditions', 'log_prior', 'height_log_posteriors', 'climb', 'local_optima', 'posterior',
            'refined', 'refined_columns', 'refined_answers', 'refined_score']
 
 # %% ../../nbs/atoms/06_refine.ipynb #82a1ab27
@@ -307,7 +307,7 @@ def _log_likelihood_changes(chi, edge_chi, groups):  # from the images of `_vari
 # %% ../../nbs/atoms/06_refine.ipynb #5271dc85
 FOCUS_STEPS = np.array([-5., -2.5, 0., 2.5, 5.])  # Å
 
-def height_log_likelihoods(data:View, sites, guess:Guess, groups, prior, focus_steps=FOCUS_STEPS):
+def height_log_posteriors(data:View, sites, guess:Guess, groups, prior, focus_steps=FOCUS_STEPS):
     """Log-posterior (3, n), up to a constant, of an atom less, the same and an atom more in each column; which columns
     should be present at the edge; and the change of focus, in Å, that makes all this most probable.
     `groups`: from `_groups`; `prior`: from `log_prior`."""
@@ -337,14 +337,14 @@ def _key(guess):  # the same for guesses that lead to the same optimum
 
 # %% ../../nbs/atoms/06_refine.ipynb #eb0e84ee
 def climb(data:View, sites, guess:Guess, groups, prior, visited:set, rounds:int=8):
-    """From a guess to a local optimum: (cost, guess, log-posterior of changes as in `height_log_likelihoods`). Stops at
+    """From a guess to a local optimum: (cost, guess, log-posterior of changes as in `height_log_posteriors`). Stops at
     guesses that were `visited` before, to which its own are added; None if the first is among them."""
     best = None
     for _ in range(rounds):
         if (key := _key(guess)) in visited: break
         visited.add(key)
         guess = fit_conditions(data, sites, guess)
-        log_p, present, focus_step = height_log_likelihoods(data, sites, guess, groups, prior)
+        log_p, present, focus_step = height_log_posteriors(data, sites, guess, groups, prior)
         if best is None or _cost(guess, prior) < best[0]: best = _cost(guess, prior), guess, log_p
         heights = np.clip(guess.heights + log_p.argmax(0) - 1, 1, MAX_ATOMS)
         guess = replace(guess, heights=heights, present=present, defocus=guess.defocus + focus_step)
@@ -371,7 +371,7 @@ def _optima(data, fit, heights, prior):  # optima of the four starts, each with 
 
 # %% ../../nbs/atoms/06_refine.ipynb #71cf1191
 def local_optima(data:View, fit:LatticeFit, heights, prior):
-    "Local optima from several starts, the best first: (cost, guess, log-posterior as in `height_log_likelihoods`)."
+    "Local optima from several starts, the best first: (cost, guess, log-posterior as in `height_log_posteriors`)."
     tried = list(_optima(data, fit, heights, prior))
     found, (best, (sites, groups, visited)) = [optimum for optimum, _ in tried], min(tried, key=lambda t: t[0][0])
     for d in (-1, 1):

@@ -237,7 +237,7 @@ def _check_sizes(r):
 _LIMITS = {'vacancies': (0, .5), 'adatoms': (0, 1), 'models': (0, 1), 'facets': (0, 1), 'touching': (0, 1),
            'truncation': (0, .5), 'particles': (0, 10000)}
 
-def _check_limits(r):  # a truncation of 0 or ½ would be another shape, an octahedron or a cuboctahedron
+def _check_limits(r):
     for k, (low, high) in _LIMITS.items():
         b = bounds(getattr(r, k))
         if b[0] < low or b[1] > high or (k == 'truncation' and not low < b[0] <= b[1] < high):

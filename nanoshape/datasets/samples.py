@@ -35,7 +35,8 @@ def class_of(
 # %% ../../nbs/datasets/01_samples.ipynb #5406bbf0
 def _particle(r, name, g):  # one of the shapes
     options = {}
-    if name == 'Wulff': options['surface_energies'] = {tuple(map(int, k)): v for k, v in (r.surface_energies or {}).items()}
+    if name == 'Wulff':
+        options['surface_energies'] = {tuple(map(int, k)): v for k, v in (r.surface_energies or {}).items()}
     if name == 'truncated octahedron': options['truncation'] = draw(r.truncation, g)
     return particle(name, draw(r.size_nm, g)*NM, g, r.element, **options)
 
@@ -102,7 +103,8 @@ def sample(
     recipe:Recipe,
     i:int,  # 0 ≤ i < len(recipe)
 )->tuple[Atoms,dict]:
-    "Structure *i* in its cell, and its labels (lengths in Å, angles in rad). Patterns have no structure: see `waves_of`."
+    """Structure *i* in its cell, and its labels (lengths in Å, angles in rad). Patterns have no structure: see
+    `waves_of`."""
     if not 0 <= i < len(recipe): raise IndexError(i)
     s, field = i//recipe.views, recipe.kind == 'field'
     g, name = rng(recipe.seed, 'particle', s), class_of(recipe, s)
@@ -130,7 +132,8 @@ def in_one_piece(
     x:np.ndarray,  # coordinates along one axis (n,), within the box
     width:float,  # of the periodic box
 )->np.ndarray:  # (n,), shifted by whole boxes; the first atom stays
-    "Coordinates of a particle that may stand across the sides of the box: cut where the gap between neighbours is widest."
+    """Coordinates of a particle that may stand across the sides of the box: cut where the gap between neighbours is
+    widest."""
     order = np.sort(x)
     start = order[np.argmax(np.diff(order, prepend=order[-1] - width))]
     return x + width*((x < start - 1e-9).astype(int) - int(x[0] < start - 1e-9))
@@ -158,18 +161,21 @@ def truth_map(
     atoms:Atoms,  # from `sample`
 )->np.ndarray:  # (y, x): uint8 heights in atoms, or uint16 particle numbers from 1
     "What a segmentation should find on the grid of the stored wave."
-    if recipe.kind == 'columns': return _column_map(atoms[atoms.arrays['column'] >= 0], recipe.sampling, recipe.out_gpts)
+    if recipe.kind == 'columns':
+        return _column_map(atoms[atoms.arrays['column'] >= 0], recipe.sampling, recipe.out_gpts)
     return _particle_map(atoms, recipe.sampling, recipe.out_gpts, recipe.box_nm*NM)
 
 # %% ../../nbs/datasets/01_samples.ipynb #65f7fe53
 def _sines(x, y, g):  # two crossed sets of fringes
     period, angle, crossing = g.uniform(2., 2.6), g.uniform(0, np.pi), g.uniform(np.pi/4, np.pi/2)
-    return sum(np.sin(2*np.pi*(x*np.cos(t) + y*np.sin(t))/period + g.uniform(0, 2*np.pi)) for t in (angle, angle + crossing))/2
+    return sum(np.sin(2*np.pi*(x*np.cos(t) + y*np.sin(t))/period + g.uniform(0, 2*np.pi)) for t in (angle,
+                                                                                                    angle + crossing))/2
 
 # %% ../../nbs/datasets/01_samples.ipynb #ef88a138
 def _dots(x, y, radius, g):
     spots = np.zeros_like(x)
-    for cx, cy in g.uniform(-radius, radius, (int(.35*radius**2), 2)): spots += np.exp(-((x - cx)**2 + (y - cy)**2)/2/.6**2)
+    for cx, cy in g.uniform(-radius, radius, (int(.35*radius**2), 2)):
+        spots += np.exp(-((x - cx)**2 + (y - cy)**2)/2/.6**2)
     return np.clip(spots, 0, 2) - 1
 
 # %% ../../nbs/datasets/01_samples.ipynb #abae9fc3
@@ -185,7 +191,8 @@ def _pattern(r, i):  # amplitude (y, x), labels, outline (y, x)
     return (1 + disc*(.15*inside - .2))**.5, {'index': i, 'structure': s, 'class': name, 'size': 2*radius}, disc
 
 # %% ../../nbs/datasets/01_samples.ipynb #c956bf1f
-MAPS = {'columns': 'uint8', 'field': 'uint16', 'grains': 'uint16', 'patterns': 'uint16'}  # kinds with truth maps, and their type
+MAPS = {'columns': 'uint8', 'field': 'uint16', 'grains': 'uint16',
+        'patterns': 'uint16'}  # kinds with truth maps, and their type
 
 def _patterns_of(r, idx):  # as `waves_of`
     made, labels, discs = zip(*(_pattern(r, i) for i in idx))
@@ -240,7 +247,8 @@ def _aberrations(r, v):  # beyond defocus and Cs, as far as the recipe has any; 
 # %% ../../nbs/datasets/01_samples.ipynb #86394d50
 def _microscope(r, v):  # from drawn numbers (n,) by name, in the recipe's units
     given = dict(defocus=v['defocus_nm']*NM, Cs=v['Cs_um']*1e4, focal_spread=v['focal_spread_nm']*NM,
-                 angular_spread=v['angular_spread_mrad']*1e-3, vibration=v['vibration_nm']*NM, dose=v['dose'], **_aberrations(r, v))
+                 angular_spread=v['angular_spread_mrad']*1e-3, vibration=v['vibration_nm']*NM, dose=v['dose'],
+                 **_aberrations(r, v))
     if _used(r, 'gradient'):
         given |= dict(gradient_x=v['gradient']*torch.cos(v['a3']), gradient_y=v['gradient']*torch.sin(v['a3']))
     if _used(r, 'readout_noise'): given['readout_noise'] = v['readout_noise']
