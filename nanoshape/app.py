@@ -71,7 +71,8 @@ def best_matching_view(
 # %% ../nbs/03_app.ipynb #67e27dbb
 MOST = 200*10**6  # bytes of an upload
 STYLE = '''<style>
-.np-spot button, button.np-spot{position:absolute;width:26px;height:26px;border-radius:50%;padding:0;opacity:.85;font-size:11px}
+.np-spot button, button.np-spot{position:absolute;width:26px;height:26px;border-radius:50%;padding:0;
+opacity:.85;font-size:11px}
 .np-stage{position:relative;overflow:auto} :focus{outline:3px solid #E69F00!important}
 .np-wrong{color:#a40000;font-weight:bold} .widget-html a{color:#0072B2;text-decoration:underline}
 .np-one img{max-width:100%}</style>'''
@@ -241,5 +242,6 @@ def choose(self:Page, label):
     src = picture(_comparison(field, alike, c, name, p, card))
     verdict = row['shape'] if row['shape'] != UNKNOWN else f'undetermined: {row.reason}'
     words = f'Particle {label}: {verdict}; equivalent diameter {row.equivalent_diameter_nm:.2f} nm.'
-    self.one.value = f'<p>{escape(words)}</p><img src="{src}" alt="the particle, a simulation like it, and the probabilities">'
+    alt = 'the particle, a simulation like it, and the probabilities'
+    self.one.value = f'<p>{escape(words)}</p><img src="{src}" alt="{alt}">'
     self.say(words)

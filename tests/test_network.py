@@ -145,8 +145,8 @@ def saved(tmp_path):
     (dict(feret_range_nm=[9, 1]), 'the smaller first'), (dict(feret_range_nm=[1]), 'two numbers'), (dict(heights=[10, 3]), 'the smaller first'),
     (dict(defocus_nm=[9, float('nan')]), 'two numbers'), (dict(noise=dict(range=[.5, 4.], power=.5)), r'a mean \(at\)'),
     (dict(noise=dict(at=1., range=[4., .5], power=.5)), 'noise must be'), (dict(noise=dict(at=0, range=[.5, 4.], power=.5)), 'noise must be'),
-   
-    (dict(noise=dict(at=1., range=[0, 4.], power=.5)), 'noise must be'), (dict(cut=-96), 'cut must be'), (dict(cut=96), 'cut must not exceed'), (dict(noise_max=-.1), 'noise_max must be'), (dict(fringe_snr_min='none'), 'fringe_snr_min must be'),
+    (dict(noise=dict(at=1., range=[0, 4.], power=.5)), 'noise must be'), (dict(cut=-96), 'cut must be'), (dict(cut=96), 'cut must not exceed'),
+    (dict(noise_max=-.1), 'noise_max must be'), (dict(fringe_snr_min='none'), 'fringe_snr_min must be'),
     (dict(optics=dict(Cs_um=[1.])), 'optics must be'), (dict(recipe='cubes'), 'recipe must be'), (dict(recipes=5), 'recipes must be'),
     (dict(recipe=dict(energy_kev='high')), "recipe's energy_kev"), (dict(heights=[2.5, 9]), 'whole numbers'), (dict(material=79), 'material must be'),
     (dict(log=dict(epoch=[0, 1], loss=[.5])), 'one length'), (dict(classes=[['a'], ['b']]), 'different names'), (dict(arch=5), 'arch must be'),

@@ -128,7 +128,7 @@ def _half_ring():  # frequencies (n, 2) in 1/Å of the upper half between LOW an
     return g[(r > LOW) & (r < HIGH) & ((g[:, 0] > 0) | (g[:, 0] == 0) & (g[:, 1] > 0))]
 
 # %% ../../nbs/studies/01_crystallinity.ipynb #560caff3
-def _reflections(xy, g):  # frequencies at which a crystal's atoms are in phase, its greatest intensity, and its width in 1/Å
+def _reflections(xy, g):  # where a crystal's atoms are in phase, its greatest intensity, its spots' width in 1/Å
     power = _intensities(xy, g)
     return g[power > IN_PHASE], round(float(power.max()), 3), 1/max(np.ptp(xy, 0).max(), 1.)
 

@@ -122,8 +122,8 @@ def _plain(m):  # what fits into a table's cells: no mappings but the recipe's k
 def collect(
     runs,  # folders with params.json and metrics.json
 )->pd.DataFrame:
-    """One row per run and test: parameters, those left at their defaults as well, then plain values and lists (as JSON text) of the metrics, versions and
-    commit. What is named like a parameter gets `test_` before its name."""
+    """One row per run and test: parameters, those left at their defaults as well, then plain values and lists (as
+    JSON text) of the metrics, versions and commit. What is named like a parameter gets `test_` before its name."""
     rows = []
     for r in map(Path, runs):
         params, m = read_json(r/'params.json'), read_json(r/'metrics.json')
