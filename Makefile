@@ -35,7 +35,7 @@ export: $(READY)
 	$(BIN)/nbdev_clean
 
 notebooks: export
-	export PYTHONWARNINGS=ignore TQDM_DISABLE=1; for n in $(NOTEBOOKS); do $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $$n || exit 1; done
+	PYTHONWARNINGS=ignore TQDM_DISABLE=1 $(BIN)/python docs/run.py $(NOTEBOOKS)
 	$(BIN)/nbdev_clean
 	$(BIN)/python docs/picture.py
 

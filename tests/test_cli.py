@@ -24,12 +24,12 @@ def command(*args):
 
 def nanoshape(*args):
     """The command in this process, which need not import everything again."""
-    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as said, chdir(ROOT):
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, chdir(ROOT):
         try:
             status = main([*map(str, args)])
         except SystemExit as e:
             status = e.code
-    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=said.getvalue())
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.fixture(scope='module')

@@ -224,8 +224,8 @@ def test_an_answer_needs_support(answer, fringed, plain):
     (m, labels), (shapes, crystals) = discs(True), sure(answer)
     t = classify(m, labels, shapes)
     t = crystallinity(m, labels, t, crystals).set_index('label')
-    said = t.crystallinity_reason.where(t.crystallinity == 'undetermined', t.crystallinity)
-    assert said[1] == fringed and said[2] == plain
+    outcome = t.crystallinity_reason.where(t.crystallinity == 'undetermined', t.crystallinity)
+    assert outcome[1] == fringed and outcome[2] == plain
 
 
 def test_crystallinity_of_nothing_and_at_the_edge():
@@ -246,8 +246,8 @@ def test_the_command_line_takes_only_a_crystallinity_network(tmp_path, capsys):
     tifffile.imwrite(tmp_path/'m.tif', np.tile(m.image, (2, 2)))
     command = ['analyse', str(tmp_path/'m.tif'), '--pixel-size', '.06', '--detector', 'darkness', '--out', str(tmp_path/'out')]
     assert main([*command, '--crystallinity', str(ROOT/'data/models/shapes.safetensors')]) == 2
-    said = capsys.readouterr().err
-    assert 'shapes.json lacks cut: for crystallinity' in said and 'with --crystallinity' in said and not (tmp_path/'out').exists()
+    printed = capsys.readouterr().err
+    assert 'shapes.json lacks cut: for crystallinity' in printed and 'with --crystallinity' in printed and not (tmp_path/'out').exists()
     assert main([*command, '--crystallinity', str(tmp_path/'none.safetensors')]) == 2 and 'with --crystallinity' in capsys.readouterr().err
     card = Card(arch='cnn4', classes=CLASSES, sampling=.6, gpts=96, threshold=.8, feret_range_nm=[1, 9], cut=64)
     Network(build('cnn4', 3), card).save(tmp_path/'c.safetensors')

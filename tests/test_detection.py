@@ -16,7 +16,7 @@ from nanoshape.micrographs.reading import Micrograph, read
 from nanoshape.datasets.recipes import fingerprint, load_recipe, make_recipe, wave_recipe
 from nanoshape.datasets.samples import sample, truth_map
 from nanoshape.datasets.store import simulate
-from nanoshape.simulate.structures import CONTACT, free_places, particle
+from nanoshape.simulate.structures import CONTACT, free_positions, particle
 from nanoshape.simulate.supports import amorphous
 
 KEPT = project_root()/'data/models/particles.safetensors'
@@ -45,7 +45,7 @@ def test_pushed_particles_stand_atom_to_atom(seed):
 
 def test_nothing_is_pushed_by_default_and_the_draws_stay_the_same():
     parts = [particle('cube', 30, rng(k)) for k in range(6)]
-    assert free_places(parts, 200, rng(0)) == free_places(parts, 200, rng(0), touching=0.)
+    assert free_positions(parts, 200, rng(0)) == free_positions(parts, 200, rng(0), touching=0.)
     assert (nearest(sample(make_recipe(name='f', kind='field', structures=1, particles=8, size_nm=3, box_nm=20, gpts=400), 0)[0]) > CONTACT).all()
 
 

@@ -83,7 +83,7 @@ def test_beside_the_checkout_the_package_is_still_the_package(root, tmp_path):
     except PackageNotFoundError:
         pytest.skip('the package is not installed, so only from its own folder can it be imported')
 
-    def said(code, cwd, env):
+    def output(code, cwd, env):
         done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=cwd, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -91,7 +91,7 @@ def test_beside_the_checkout_the_package_is_still_the_package(root, tmp_path):
     (tmp_path/'elsewhere').mkdir()
     (tmp_path/'nanoshape').symlink_to(root, target_is_directory=True)
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-    if said(FOUND, tmp_path/'elsewhere', env) != nanoshape.__file__:  # PYTHONPATH names what is tested
+    if output(FOUND, tmp_path/'elsewhere', env) != nanoshape.__file__:  # PYTHONPATH names what is tested
         env = dict(os.environ)
-    package = said(FOUND, tmp_path/'elsewhere', env)
-    assert said(IMPORTED, tmp_path, env) == [package, *(package.replace('__init__.py', k) for k in ('core.py', 'micrographs/reading.py'))]
+    package = output(FOUND, tmp_path/'elsewhere', env)
+    assert output(IMPORTED, tmp_path, env) == [package, *(package.replace('__init__.py', k) for k in ('core.py', 'micrographs/reading.py'))]

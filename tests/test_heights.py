@@ -207,8 +207,8 @@ def test_the_likeliest_is_drawn_as_often_as_theory_says():
     from scipy.stats import poisson
     a, b = 8., 13.
     edge = (b - a)/np.log(b/a)
-    said = most_likely(torch.tensor([[a], [b]], dtype=torch.float64), 0, 20000, torch_rng(1))
-    assert (said == 0).mean() == pytest.approx(poisson.cdf(np.floor(edge), a), abs=.01)
+    chosen = most_likely(torch.tensor([[a], [b]], dtype=torch.float64), 0, 20000, torch_rng(1))
+    assert (chosen == 0).mean() == pytest.approx(poisson.cdf(np.floor(edge), a), abs=.01)
 
 
 def test_the_best_reader_needs_counts(recipe):
@@ -361,7 +361,7 @@ def image(store, recipe):
     return m, oracle(y[0].numpy(), recipe)
 
 
-def said(network): return network.module.scores[0].argmax(0).numpy()
+def heights_of(network): return network.module.scores[0].argmax(0).numpy()
 
 
 def test_tiles_give_what_one_pass_gives(image):
@@ -373,7 +373,7 @@ def test_a_users_image_becomes_a_table_and_atoms(image, tmp_path):
     m, network = image
     text = write_heights(m, network, tmp_path/'out')
     table, atoms = pd.read_csv(tmp_path/'out/columns.csv'), ase.io.read(tmp_path/'out/model.xyz')
-    true = true_columns(said(network), m.sampling)
+    true = true_columns(heights_of(network), m.sampling)
     assert len(table) == len(true) and f'{len(true)} columns of CeO2' in text
     assert atoms.arrays['measured'].sum() == table.height[table.on_lattice].sum()
     assert set(table.element[table.on_lattice]) == {'Ce'} and table.element[~table.on_lattice].isna().all()
@@ -383,7 +383,7 @@ def test_a_users_image_becomes_a_table_and_atoms(image, tmp_path):
 
 def test_what_cannot_be_read_is_refused(image, recipe, tmp_path):
     m, network = image
-    nothing = oracle(0*said(network), recipe)
+    nothing = oracle(0*heights_of(network), recipe)
     with pytest.raises(UserError, match='too coarse'):
         image_columns(Micrograph(m.image, 2*m.sampling, 'coarse'), network)
     with pytest.raises(UserError, match='0 columns'):
@@ -409,7 +409,7 @@ def test_an_image_without_mirror_lines_is_read_only_if_asked_for(image, tmp_path
 
 def test_simulated_images_and_movies_are_read_back(image, store, recipe):
     m, network = image
-    heights = said(network)
+    heights = heights_of(network)
     good = read_simulated(m.image, heights, m.sampling, network)
     none = read_simulated(m.image, heights, m.sampling, oracle(0*heights, recipe))
     assert good['right'] == 1 and not good['refused'] and none['refused'] and none['unread']
@@ -440,8 +440,8 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys, tiny):
     assert 'no network for columns of Pt' in capsys.readouterr().err and not (tmp_path/'o').exists()
     Network(build('cnn4', 2), Card(arch='cnn4', classes=[*'ab'], sampling=1., gpts=64)).save(tmp_path/'net.safetensors')
     assert main(['heights', str(tmp_path/'a.tif'), '--model', str(tmp_path/'net.safetensors'), '--out', str(tmp_path/'o')]) == 2
-    said = capsys.readouterr().err
-    assert 'net.json lacks material, zone: for heights' in said and 'with --model' in said and not (tmp_path/'o').exists()
+    printed = capsys.readouterr().err
+    assert 'net.json lacks material, zone: for heights' in printed and 'with --model' in printed and not (tmp_path/'o').exists()
 
 
 @pytest.mark.parametrize('material, recipe', [('CeO2', 'ceria_heights'), ('Au', 'gold_heights')])

@@ -332,8 +332,8 @@ def test_absurd_sizes_in_a_header(tmp_path, size):
 def test_images_of_hardly_any_pixels(tmp_path, shape):
     g = np.random.default_rng(0)
     tifffile.imwrite(tmp_path/'a.tif', g.random(shape).astype(np.float32))
-    said = attempt(tmp_path/'a.tif')
-    if said is None:
+    refusal = attempt(tmp_path/'a.tif')
+    if refusal is None:
         with pytest.raises(UserError, match='less than the'):
             check_field(read(tmp_path/'a.tif', sampling=.6), 100)
 

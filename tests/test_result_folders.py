@@ -13,9 +13,9 @@ from nanoshape.cli import main
 from nanoshape.core import UserError, own_files, read_json, result_folder, start_results, write_json
 
 
-def run(folder, record='run.json', **files):
+def run(folder, record='run.json', kind='', **files):
     """A run that writes these files; `a__b` is b in the sub-folder a."""
-    with result_folder(folder, record) as new:
+    with result_folder(folder, record, kind) as new:
         for name, text in files.items():
             path = new/name.replace('__', '/')
             path.parent.mkdir(exist_ok=True)
@@ -61,12 +61,21 @@ def test_a_name_that_a_person_uses_already(tmp_path):
         run(out, table='1', picture='new')
     assert contents(out) == {'table': '1', 'picture': 'new', 'picture.edited': 'mine'}
     (out/'page').mkdir()
-    with pytest.raises(UserError, match='is a folder'):
-        run(out, page='1')
-    assert contents(out)['table'] == '1'
+    (out/'sub').write_text('mine')
+    before = contents(out), (out/'run.json').read_bytes()
+    for files, match in ((dict(page='1'), 'is a folder'), (dict(sub__page='1'), 'is a file where a folder')):
+        with pytest.raises(UserError, match=match) as e:
+            run(out, table='2', **files)
+        assert one_sentence(e) and before == (contents(out), (out/'run.json').read_bytes()), 'nothing has moved'
 
 
-@pytest.mark.parametrize('record', ['', '{}', '[]', '{"files": {"a": "b"}}', '{"made_by": "nanoshape"}', '{"made_by": "other", "files": {}}', 'x'])
+STRANGE = [{'../mine': 'x'}, {'/mine': 'x'}, {'a/../../mine': 'x'}, {'a': ['x']}, {'a': 1}]
+
+
+@pytest.mark.parametrize('record', [*(json.dumps(dict(made_by='nanoshape', files=f)) for f in STRANGE),
+                                    '{"made_by": "nanoshape", "files": {}, "earlier": null}',
+                                    '{"made_by": "nanoshape", "files": {}, "earlier": {"a": "b"}}',
+                                    '', '{}', '[]', '{"files": {"a": "b"}}', '{"made_by": "nanoshape"}', '{"made_by": "other", "files": {}}', 'x'])
 def test_a_folder_that_is_not_ours_is_refused(tmp_path, record):
     (tmp_path/'thesis.tex').write_text('years of work')
     if record:
@@ -118,6 +127,68 @@ def test_a_run_that_is_stopped_between_two_files(tmp_path, monkeypatch, stop):
         warnings.simplefilter('error')
         run(out, a='3', b='3')
     assert contents(out) == {'a': '3', 'b': '3', 'notes': 'mine'} and read_json(out/'run.json')['finished'] is True
+
+
+def test_results_of_another_kind_are_not_replaced(tmp_path):
+    run(tmp_path/'out', kind='particles', table='1')
+    for start in (lambda: run(tmp_path/'out', kind='images', table='2'), lambda: start_results(tmp_path/'out', kind='images')):
+        with pytest.raises(UserError, match='another kind'):
+            start()
+    assert contents(tmp_path/'out') == {'table': '1'}
+
+
+def test_a_file_outside_of_the_folder_is_never_touched(tmp_path):
+    from nanoshape.core import checksum
+    (tmp_path/'mine').write_text('1')
+    run(tmp_path/'out', table='1')
+    record = read_json(tmp_path/'out/run.json')
+    record['files']['../mine'] = checksum(tmp_path/'mine')
+    write_json(tmp_path/'out/run.json', record)
+    with pytest.raises(UserError):
+        run(tmp_path/'out', table='2')
+    assert (tmp_path/'mine').read_text() == '1'
+
+
+def test_notes_in_the_record_are_kept(tmp_path):
+    run(tmp_path/'out', table='1')
+    write_json(tmp_path/'out/run.json', read_json(tmp_path/'out/run.json') | dict(note='mine'))
+    with pytest.warns(UserWarning, match='run.edited.json'):
+        run(tmp_path/'out', table='2')
+    assert read_json(tmp_path/'out/run.edited.json')['note'] == 'mine' and 'note' not in read_json(tmp_path/'out/run.json')
+
+
+def test_two_runs_at_once_do_not_share_a_temporary_folder(tmp_path):
+    """As on two machines that give out the same process number."""
+    with result_folder(tmp_path/'out') as one:
+        (one/'a').write_text('1')
+        with result_folder(tmp_path/'out') as two:
+            assert one != two
+            (two/'b').write_text('2')
+        assert (one/'a').is_file()
+    assert contents(tmp_path/'out') == {'a': '1'}
+
+
+def test_a_link_to_nothing_is_refused(tmp_path):
+    (tmp_path/'out').symlink_to(tmp_path/'unmounted/disk')
+    for start in (lambda: run(tmp_path/'out', table='1'), lambda: start_results(tmp_path/'out')):
+        with pytest.raises(UserError, match='link to nothing'):
+            start()
+
+
+def test_results_on_another_disk(tmp_path):
+    import tempfile
+    from pathlib import Path
+    other = Path('/dev/shm')
+    if not other.is_dir() or os.stat(other).st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip('no second file system here')
+    with tempfile.TemporaryDirectory(dir=other) as disk:
+        (tmp_path/'out').symlink_to(disk)
+        run(tmp_path/'out', table='0')
+        (tmp_path/'elsewhere').mkdir()
+        (Path(disk)/'sub').symlink_to(tmp_path/'elsewhere')
+        for text in '12':
+            run(tmp_path/'out', table=text, sub__page=text)
+        assert contents(Path(disk))['table'] == '2' and (tmp_path/'elsewhere/page').read_text() == '2'
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path):

@@ -8,7 +8,7 @@ from scipy.spatial import Delaunay, cKDTree
 from nanoshape.core import UserError, rng
 from nanoshape.simulate.orientations import random_rotation, rotated
 from nanoshape.simulate.structures import (FORMATS, SHAPES, UNSEEN, assemble, carbon_nanotube, closed_shell,
-                                           facet_down, facet_normals, facets, free_places, lattice_constant, particle,
+                                           facet_down, facet_normals, facets, free_positions, lattice_constant, particle,
                                            polyhedron, projected_sizes, read_structure, volume_equivalent_diameter,
                                            write_structure)
 from nanoshape.simulate.supports import amorphous
@@ -171,7 +171,7 @@ def test_nanotubes(walls, radius):
 
 def test_free_places_leave_no_overlap_even_across_the_sides():
     parts = [rotated(particle(SHAPES[i % 5], 30 + i, rng(i)), random_rotation(rng(i))) for i in range(15)]
-    scene = assemble(parts, 260, None, free_places(parts, 260, rng(1)))
+    scene = assemble(parts, 260, None, free_positions(parts, 260, rng(1)))
     owner = np.repeat(np.arange(15), [len(p) for p in parts])
     close = cKDTree(scene.positions[:, :2], boxsize=260).query_pairs(4.9, output_type='ndarray')
     assert (owner[close[:, 0]] == owner[close[:, 1]]).all()
@@ -214,7 +214,7 @@ def test_equal_seeds_equal_atoms():
     lambda: particle('truncated octahedron', 50, rng(0), truncation=.7), lambda: closed_shell('icosahedron', -3), lambda: closed_shell('cube', 3),
     lambda: carbon_nanotube((2, 5)), lambda: carbon_nanotube((10, 10),
     (11, 11)), lambda: carbon_nanotube(), lambda: facet_down(particle('sphere', 30, rng(0)), rng(0)),
-    lambda: free_places([particle('cube', 60, rng(0))]*20, 150, rng(0)), lambda: read_structure('missing.cif'), lambda: read_structure('a.pdf'),
+    lambda: free_positions([particle('cube', 60, rng(0))]*20, 150, rng(0)), lambda: read_structure('missing.cif'), lambda: read_structure('a.pdf'),
     lambda: write_structure('a.cif', particle('cube', 20, rng(0))), lambda: assemble(particle('cube', 20, rng(0)), 60, amorphous(50, 5, rng(0)))])
 def test_impossible_requests_say_why(call):
     with pytest.raises(UserError, match=r'\w+ \w+ \w+'):

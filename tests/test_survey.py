@@ -197,8 +197,8 @@ def test_the_command_with_a_folder(folder, tmp_path, capsys, run):
     out = tmp_path/'out'
     args = ['analyse', str(folder), '--pixel-size', '.06', '--out', str(out), '--model', str(run[0]/'model.safetensors')]
     assert main(args) == 1
-    said = capsys.readouterr()
-    assert '3 micrographs, 6 particles' in said.out and 'bad.tif' in said.err
+    printed = capsys.readouterr()
+    assert '3 micrographs, 6 particles' in printed.out and 'bad.tif' in printed.err
     (folder/'bad.tif').unlink()
     assert main(args) == 0
     assert main(['analyse', str(folder), '--out', str(folder.parent)]) == 2

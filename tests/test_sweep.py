@@ -42,8 +42,8 @@ def stamps(folder):
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(spec, tmp_path, capsys):
     file, out, table = spec(laptop=dict(fixed=dict(bad=True), grid=dict(seed=[1, 0]))), tmp_path/'runs', tmp_path/'t.csv'
     assert main(['sweep', str(file), '--out', str(out), '--table', str(table)]) == 1
-    said = capsys.readouterr()
-    assert '1 runs, 2 rows' in said.out and 'seed=1' in said.err and 'tries them again' in said.err
+    printed = capsys.readouterr()
+    assert '1 runs, 2 rows' in printed.out and 'seed=1' in printed.err and 'tries them again' in printed.err
     text = (out/'seed=1/failure.txt').read_text()
     assert 'Traceback' in text and 'two is too many' in text
     t = pd.read_csv(table)

@@ -11,7 +11,7 @@ import ase.io
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from ..core import NM, provenance, result_folder, write_json
+from ..core import COLUMNS, NM, provenance, result_folder, write_json
 from ..figures import as_png, rim, show_image, use_style
 from ..learn.network import Network
 from ..micrographs.reading import Micrograph
@@ -77,7 +77,7 @@ LEGEND = ('Also in columns.csv, with the probability of each height. x, y: Å fr
 
 # %% ../../nbs/atoms/04_height_report.ipynb #b1cf9f28
 def _trained(card):  # what its heights hold for, where the card says it
-    if not card.heights or not card.defocus_nm: return []
+    if not (card.heights and card.defocus_nm and card.energy_kev): return []
     (low, high), (near, far) = card.heights, card.defocus_nm
     return [f'It has learned columns of {low} to {high} atoms, {near:g} to {far:g} nm underfocus and '
             f'{card.energy_kev:g} kV. '
@@ -118,7 +118,7 @@ def write_heights(
                                                                                                tilted, params)
     atoms.info['note'] = 'metal columns measured, flat exit side assumed; where measured is F, assumed from the lattice'
     pngs = [as_png(ax.figure, DPI) for ax in (show_columns(m, columns), plot_model(atoms))]
-    with result_folder(out) as folder:
+    with result_folder(out, kind=COLUMNS) as folder:
         columns.round(4).to_csv(folder/'columns.csv', index=False)
         ase.io.write(folder/'model.xyz', atoms, format='extxyz')
         for png, name in zip(pngs, ('heights.png', 'model.png')): (folder/name).write_bytes(png)

@@ -28,7 +28,7 @@ from scipy import ndimage
 from fastcore.basics import patch
 from sklearn.model_selection import GroupShuffleSplit
 from torch.nn import functional as F
-from ..core import NM, UserError, default_device, provenance, torch_rng, whole_file, result_folder, write_json
+from ..core import IMAGES, NM, UserError, default_device, provenance, torch_rng, whole_file, result_folder, write_json
 from ..figures import show_image, show_images, use_style
 from ..simulate.microscope import expose, images, intensity, take, to_device
 from .recipes import Recipe, fingerprint
@@ -377,7 +377,7 @@ def save_images(
     folder with other things in it."""
     if kind not in ('png', 'tiff'): raise UserError(f'images are saved as png or tiff, not as {kind!r}')
     r = store.recipe
-    with result_folder(out) as folder:
+    with result_folder(out, kind=IMAGES) as folder:
         rows = [row for k in range(r.images) for row in _save_frozen(store, idx, k, folder, kind)]
         pd.DataFrame(rows).to_csv(folder/'table.csv', index=False)
         write_json(folder/'run.json', dict(recipe=r.name, sampling_A=store.sampling, samples=len(idx), **provenance()))

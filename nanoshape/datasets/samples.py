@@ -14,7 +14,7 @@ from skimage.draw import disk, polygon
 from ..core import NM, rng
 from ..simulate.orientations import axis_angle, even_rotations, random_rotation, rotated, zone_angles
 from ..simulate.supports import support
-from ..simulate.structures import (assemble, closed_shell, facet_down, free_places, particle, projected_sizes,
+from ..simulate.structures import (assemble, closed_shell, facet_down, free_positions, particle, projected_sizes,
                                            volume_equivalent_diameter)
 from ..simulate.grains import amorphous_particle, faceted, MODELS, polycrystal, single_crystal, twin, TWINNED
 from ..simulate.columns import column_crystal, column_table, tilted, with_adatoms, with_vacancies
@@ -95,7 +95,7 @@ def _grain_labels(r, p):
 
 # %% ../../nbs/datasets/01_samples.ipynb #ba16171d
 def _places(r, turned, g):  # where in the box each particle stands, Å
-    if r.kind == 'field': return free_places(turned, r.box_nm*NM, g, touching=draw(r.touching, g))
+    if r.kind == 'field': return free_positions(turned, r.box_nm*NM, g, touching=draw(r.touching, g))
     return [tuple(g.uniform(-r.shift_nm, r.shift_nm, 2)*NM)]
 
 # %% ../../nbs/datasets/01_samples.ipynb #30cfd508

@@ -51,7 +51,11 @@ def default_crystallinity_network(
     file = Path(choice or kept_network('crystallinity'))
     if choice == 'none' or choice is None and not file.is_file(): return None
     needs = 'cut', 'temperature', 'threshold', 'feret_range_nm'
-    return _load_for('crystallinity in micrographs', '--crystallinity, or none', file, needs)
+    network = _load_for('crystallinity in micrographs', '--crystallinity, or none', file, needs)
+    if 'amorphous' not in network.classes:
+        raise UserError(f'{file} does not tell amorphous particles: for crystallinity, name another with '
+                        f'--crystallinity, or none')
+    return network
 
 # %% ../../nbs/learn/06_defaults.ipynb #88c6764f
 def height_materials()->list[str]:

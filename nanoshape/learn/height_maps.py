@@ -242,7 +242,7 @@ def train_heights(
     bright:int=0,  # batches at the start in which all images have the recipe's highest dose, rounded up to epochs
     bf16:bool|None=None,  # as in `train`
 )->nn.Module:
-    """A network trained on fresh images; goes on behind the last finished epoch of a killed training, and is not
+    """A network trained on fresh images; resumes after the last finished epoch if it was interrupted, and is not
     trained again while `state.pt` lies in `out`. Raises `UserError` for an unknown head."""
     if head not in HEADS: raise UserError(f'there is no head {head!r}: choose one of {", ".join(HEADS)}')
     out = Path(out); out.mkdir(parents=True, exist_ok=True)

@@ -24,8 +24,9 @@ from .evaluate import logits
 from .models import build
 
 # %% ../../nbs/learn/03_network.ipynb #6f434c48
-def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
+def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e100
 def _positive(v): "a number above 0"; return _number(v) and v > 0
+def _temperature(v): "a number from 0.001 to 1000"; return _number(v) and 1e-3 <= v <= 1e3
 def _not_negative(v): "a number from 0 on"; return _number(v) and v >= 0
 
 # %% ../../nbs/learn/03_network.ipynb #c25c73a3
@@ -46,7 +47,7 @@ def _whole_range(v):
 def _noise_law(v):
     "a mean (at), a range and a power"
     return isinstance(v, dict) and _positive(v.get('at')) and _range(v.get('range')) and v['range'][0] > 0 \
-        and _number(v.get('power'))
+        and _number(v.get('power')) and abs(v['power']) <= 10
 
 # %% ../../nbs/learn/03_network.ipynb #e64bc770
 def _name(v): "a name"; return isinstance(v, str) and v != ''
@@ -73,7 +74,7 @@ def _log(v):
 # %% ../../nbs/learn/03_network.ipynb #1315a793
 _CHECKS = {  # key of a card → check of its value
     'arch': _name, 'classes': _names, 'sampling': _pixel_size, 'gpts': _pixels, 'cut': _pixels,
-    'temperature': _positive, 'temperature_tilted': _positive, 'noise': _noise_law,
+    'temperature': _temperature, 'temperature_tilted': _temperature, 'noise': _noise_law,
     'threshold': _threshold, 'symmetries': _symmetries,
     'feret_range_nm': _range, 'fringe_snr_min': _not_negative, 'noise_max': _not_negative, 'spot_min': _not_negative,
     'material': _name, 'zone': _name, 'heights': _whole_range,
@@ -118,6 +119,8 @@ def _check_card(card):  # what no value shows by itself
     for r in _whole_recipes(card):
         for k in _READ_AGAIN:
             if k in r: check_spread(r[k], f'the recipe\'s {k}')
+        for k in ('element', 'material'):
+            if k in r and not _name(r[k]): raise UserError(f'the recipe\'s {k} must be a name, not {repr(r[k])[:60]}')
 
 def _whole_recipes(card): return [r for r in (*card.recipes, card.recipe) if isinstance(r, dict)]
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import ndimage
 from skimage import measure
-from ..core import NM, provenance, result_folder, write_json
+from ..core import NM, PARTICLES, provenance, result_folder, write_json
 from .detection import Detector, looks_negative
 from ..learn.evaluate import score_text
 from ..figures import (PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curves, rim, show_image,
@@ -250,7 +250,7 @@ def label_file(
     name:str,  # of a micrograph, as `read` gives it
 )->str:
     "`NAME_labels.tif`, with the number of the frame if there is one."
-    file, frame = re.fullmatch(r'(.*?)(?: \[(\d+)\])?', name).groups()
+    file, frame = re.fullmatch(r'(.*?)(?: \[(\d+)\])?', name, re.DOTALL).groups()
     return '_'.join([Path(file).stem, *([frame] if frame else []), 'labels.tif'])
 
 # %% ../../nbs/micrographs/04_report.ipynb #7fcd9256
@@ -292,7 +292,7 @@ def write_report(
     pictures, tests = _particle_pictures(m, labels, table, network, crystals), network_pictures(network.card)
     page = html_page(m.name, summarise(m, table), table, pictures + tests, _page_notes(m, table, detector, notes),
                      '\n'.join(f'{k}: {v}' for k, v in record.items()), legend=LEGEND.format(label_file(m.name)))
-    with result_folder(out) as folder:
+    with result_folder(out, kind=PARTICLES) as folder:
         table.to_csv(folder/'particles.csv', index=False)
         _write_labels(folder/label_file(m.name), labels)
         _write_pictures(folder, pictures + tests)

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm
 from tqdm import tqdm
-from ..core import NM, UserError, provenance, read_json, result_folder, start_results, write_json
+from ..core import NM, SURVEY, UserError, provenance, read_json, result_folder, start_results, write_json
 from .detection import Detector
 from ..learn.evaluate import wilson
 from ..figures import PALETTE, use_style
@@ -144,10 +144,16 @@ def _images_of(path, options, single):  # yields each image's folder and options
 # %% ../../nbs/micrographs/05_survey.ipynb #7c630416
 _TEXTS = ('spacings_nm', 'planes', 'zone_axis', 'shape', 'reason', 'prediction_set', 'crystallinity',
           'crystallinity_reason')
+_NEEDED = 'x_nm', 'y_nm', 'equivalent_diameter_nm', 'border', 'shape', 'reason'  # by what is made of all images
 
-def _read_table(path):  # of one image
+def _read_table(path):  # of one image; a person may have corrected it
     empty = {k: [''] for k in ('contrast_snr', 'film_focus_nm')}  # here nothing means not known
-    return pd.read_csv(path, keep_default_na=False, na_values=empty, dtype=dict.fromkeys(_TEXTS, str))
+    try: t = pd.read_csv(path, keep_default_na=False, na_values=empty, dtype=dict.fromkeys(_TEXTS, str))
+    except (ValueError, UnicodeDecodeError) as e:
+        raise UserError(f'{path} is no table ({e}): restore or delete it') from None
+    if missing := [c for c in _NEEDED if c not in t]:
+        raise UserError(f'{path} lacks the column {missing[0]}: was it saved by another program? Restore or delete it')
+    return t
 
 # %% ../../nbs/micrographs/05_survey.ipynb #1a5af51d
 def _image_table(path, options, out, settings, write):  # of one image, which is analysed first if need be
@@ -340,7 +346,7 @@ def _write_survey(out, path, particles, tables, failed, questions, notes):  # th
     counts = {q: answer_counts(once, classes, q) for q, classes in questions.items() if q in once}
     page = _folder_page(particles, tables, failed, whole, counts, notes)
     record = dict(path=str(Path(path).resolve()), failed=failed, sizes=lognormal_fit(whole), **provenance())
-    with result_folder(out, 'survey.json') as new:
+    with result_folder(out, 'survey.json', SURVEY) as new:
         particles.to_csv(new/'particles.csv', index=False)
         particles.to_parquet(new/'particles.parquet', index=False)
         for q, t in counts.items(): t.to_csv(new/f'{QUESTIONS[q]}.csv', index=False)
@@ -373,7 +379,7 @@ def survey(
     """Analyse every micrograph; then write particles.csv and .parquet, shapes.csv (with `crystals`: crystallinity.csv),
     survey.json and report.html for all of them. Raises `UserError` if there is nothing to analyse."""
     files, out, detector = micrograph_files(path), Path(out), detector or Detector()
-    start_results(out, 'survey.json', path=str(Path(path).resolve()))
+    start_results(out, 'survey.json', SURVEY, dict(path=str(Path(path).resolve())))
     settings = _settings(network, detector, element, crystals)
     def write(m, folder, request): write_report(m, network, folder, notes, detector, element, crystals, asked=request)
     tables, failed = _analysed_files(files, out, options, settings, write)

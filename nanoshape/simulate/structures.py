@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'UNSEEN', 'PHI', 'FCC', 'MACKAY', 'CLOSED', 'WALL', 'GAP', 'PAD', 'CONTACT', 'FORMATS', 'LARGEST',
            'Polyhedron', 'polyhedron', 'facets', 'lattice_constant', 'fcc_points', 'particle', 'closed_shell', 'feret',
            'projected_sizes', 'volume_equivalent_diameter', 'facet_normals', 'carbon_nanotube', 'assemble',
-           'facet_down', 'free_places', 'write_structure', 'read_structure']
+           'facet_down', 'free_positions', 'write_structure', 'read_structure']
 
 # %% ../../nbs/simulate/02_structures.ipynb #25999b2f
 from collections.abc import Sequence
@@ -415,7 +415,7 @@ def _push_together(places, particles, radii, width, generator, share):  # in pla
         if generator.random() < share: places[k] = _moved_to_contact(k, gap.argmin(), atoms, places, width)
 
 # %% ../../nbs/simulate/02_structures.ipynb #ee230633
-def free_places(
+def free_positions(
     particles:Sequence[Atoms],
     width:float,  # Å
     generator:np.random.Generator,

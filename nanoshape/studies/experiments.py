@@ -216,7 +216,7 @@ def trained(
     cut:int|None=None,  # as in `dataloaders`
     patience:int|None=None,  # epochs without a lower loss on `watch`, after which it ends early
 )->nn.Module:
-    "A network trained on these samples; goes on behind the last finished epoch of a killed training."
+    "A network trained on these samples; resumes after the last finished epoch if it was interrupted."
     out, epochs = Path(out), max(1, round(steps*bs/len(train)))
     out.mkdir(parents=True, exist_ok=True)
     dls = dataloaders(store, train, watch, bs, cut=cut)
@@ -273,7 +273,7 @@ def write_scores(
     tests:dict[str,dict],  # name → score
     store:Store,  # of the training waves
 ):
-    "metrics.json of an experiment: scores, versions, and what made the waves. The run is done: its checkpoints go."
+    "Write an experiment's metrics.json: scores, versions, and what made the waves. Deletes the checkpoints."
     made = {f'waves_{k}': store.made_with.get(k) for k in ('commit', 'engine')}
     metrics = dict(params=params, tests=tests, recipe_keys=recipe_keys(store.recipe), waves=store.path.name, **made,
                    **provenance())

@@ -89,11 +89,11 @@ def _grids(path, spec, profile):  # of a profile, checked
 def _folder_name(g, run): return re.sub(r'[^\w=.,+-]+', '_', ','.join(f'{k}={run[k]}' for k in g['grid']))
 
 # %% ../../nbs/studies/02_sweep.ipynb #5cc7ef11
-def _check_runs(path, profile, grids, runs, notebook):
+def _check_runs(path, profile, grids, runs, notebook, named):
     if not runs: raise UserError(f'{path}: {profile} has no runs')
     if any('keep' in g for g in grids[1:]):
         raise UserError(f'{path}: `keep` is for the first run of {profile}, so it belongs to the first grid')
-    if not notebook.is_file(): raise UserError(f'{path}: there is no notebook {notebook.relative_to(project_root())}')
+    if not notebook.is_file(): raise UserError(f'{path}: there is no notebook {named}')
     if len(runs) < sum(len(grid(g)) for g in grids):
         raise UserError(f'{path}: two runs of {profile} have the same values in their grids')
     for r in runs.values():
@@ -110,7 +110,7 @@ def load_sweep(
     grids = _grids(path, spec, profile)
     notebook = project_root()/spec['notebook']
     runs = {_folder_name(g, r): r for g in grids for r in grid(g)}
-    _check_runs(path, profile, grids, runs, notebook)
+    _check_runs(path, profile, grids, runs, notebook, spec["notebook"])
     return notebook, runs, {k: v for g in grids for k, v in g.get('keep', {}).items()}
 
 # %% ../../nbs/studies/02_sweep.ipynb #ff3cccb6
