@@ -26,7 +26,7 @@ import torch, zarr
 from fastcore.basics import patch
 from tqdm import tqdm
 import nanoshape
-from ..core import UserError, provenance, read_json, whole_file, write_json
+from ..core import UserError, checksum, provenance, read_json, whole_file, write_json
 from ..simulate.potential import fourier_crop
 from .recipes import IMAGING, Recipe, fingerprint, make_recipe
 from .samples import MAPS, waves_of
@@ -99,9 +99,6 @@ def _write_shard(recipe, out, shard, engine):  # runs in a worker: simulate one 
     return len(_samples(recipe, shard))
 
 # %% ../../nbs/datasets/02_store.ipynb #a4efc1bf
-def _checksum(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 def _damage(found, sums):  # files whose checksums differ from those in a record's bytes; none: the record is damaged
     try: known = dict(json.loads(found))
     except (ValueError, TypeError): return []
@@ -113,7 +110,7 @@ def _fault(recipe, out, shard):  # what is wrong with a shard; None: nothing
     relative = lambda paths: ', '.join(str(p.relative_to(out)) for p in paths)
     if not record.is_file(): return 'missing'
     if gone := [f for f in files.values() if not f.is_file()]: return f'{relative(gone)} missing'
-    sums, found = {k: _checksum(f) for k, f in files.items()}, record.read_bytes()
+    sums, found = {k: checksum(f) for k, f in files.items()}, record.read_bytes()
     if found == _record(sums): return None
     return f'{relative([files[k] for k in _damage(found, sums)] or [record])} damaged'
 
@@ -127,7 +124,7 @@ def _faults(recipe, out):  # {shard: what is wrong}
 
 def _bad_headers(meta, out):  # arrays whose zarr.json is damaged or missing
     files = {k: out/k/'zarr.json' for k in meta['headers']}
-    return [k for k, f in files.items() if not f.is_file() or _checksum(f) != meta['headers'][k]]
+    return [k for k, f in files.items() if not f.is_file() or checksum(f) != meta['headers'][k]]
 
 # %% ../../nbs/datasets/02_store.ipynb #1f381cb4
 def _check(meta):  # checksum of everything else in store.json
