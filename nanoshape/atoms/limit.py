@@ -12,10 +12,9 @@ import pandas as pd
 import torch
 from ..core import NM, torch_rng, UserError
 from ..simulate.columns import column_table, with_height, with_room, zone
-from ..simulate.multislice import exit_waves
 from ..simulate.microscope import intensity
 from ..datasets.recipes import bounds, Recipe
-from ..datasets.samples import conditions, sample
+from ..datasets.samples import conditions, recipe_waves, sample
 
 # %% ../../nbs/atoms/01_limit.ipynb #6985cf73
 def most_likely(
@@ -36,8 +35,8 @@ def _random_columns(scene, n, generator):  # n records of the table of columns, 
 
 # %% ../../nbs/atoms/01_limit.ipynb #512b53a7
 def _expected_counts(recipe, i, scenes):  # at 1 e⁻/Å², float64 (k, pixels): of scenes under the microscope of sample i
-    waves = exit_waves(scenes, recipe.gpts, recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=recipe.out_gpts)
-    clean = intensity(waves, conditions(recipe, [i]), recipe.sampling).double().clamp(min=1e-6)
+    waves = recipe_waves(recipe, scenes)
+    clean = intensity(waves, conditions(recipe, [i]), recipe.sampling, recipe.out_gpts).double().clamp(min=1e-6)
     return clean.flatten(1)*recipe.sampling**2
 
 # %% ../../nbs/atoms/01_limit.ipynb #1c9a5b56

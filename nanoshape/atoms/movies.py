@@ -11,10 +11,9 @@ import pandas as pd
 import torch
 from ..core import NM, torch_rng
 from ..simulate.columns import column_table, with_height, with_room, zone
-from ..simulate.multislice import exit_waves
 from ..simulate.microscope import changed, expose, intensity
 from ..datasets.recipes import Recipe
-from ..datasets.samples import conditions, sample, truth_map
+from ..datasets.samples import conditions, recipe_waves, sample, truth_map
 from ..datasets.batches import relative_input
 from ..learn.network import Network, temperature_at
 from .heights import centre_pixels, image_noise, disc_means, pixel_scores, true_columns
@@ -41,9 +40,9 @@ def simulate_movie(
     spacing = zone(recipe.material, recipe.zone).repeat[2]
     before = with_room(sample(recipe, i)[0], max(0, change)*spacing, recipe.slice_nm*NM)
     scenes = [before, _changed_side(before, change, spacing)]
-    waves = exit_waves(scenes, recipe.gpts, recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=recipe.out_gpts)
+    waves = recipe_waves(recipe, scenes)
     m = changed(conditions(recipe, [i]), dose=torch.tensor([float(dose)]))
-    clean, g = intensity(waves, m, recipe.sampling), torch_rng(recipe.seed, 'movie', i)
+    clean, g = intensity(waves, m, recipe.sampling, recipe.out_gpts), torch_rng(recipe.seed, 'movie', i)
     counts = torch.stack([expose(clean[int(k >= step)][None], m, recipe.sampling, g)[0] for k in range(frames)])
     return counts.numpy(), np.stack([truth_map(recipe, a) for a in scenes])
 

@@ -26,7 +26,7 @@ from ..learn.network import Card, Network
 from .heights import (accuracy_scores, calibration_scores, height_statistics, image_noise, match_columns,
                                      true_columns, within_one)
 from ..simulate.microscope import Microscope, changed, intensity
-from ..simulate.multislice import exit_waves
+from ..simulate.multislice import debye_waller_factors, exit_waves
 from ..simulate.orientations import axis_angle
 from ..micrographs.reading import Micrograph, resampled
 from .column_lattice import LatticeFit, image_columns, recorded_finest
@@ -159,7 +159,9 @@ def _scenes(data, sites, crystals, guess):  # of crystals, pairs (heights, prese
 
 # %% ../../nbs/atoms/06_refine.ipynb #efcf5615
 def _waves(data, sites, crystals, guess):  # exit waves of several crystals
-    return exit_waves(_scenes(data, sites, crystals, guess), 2*data.n, data.microscope.energy, out_gpts=data.n)
+    scenes = _scenes(data, sites, crystals, guess)
+    thermal = debye_waller_factors({s for a in scenes for s in set(a.symbols)})
+    return exit_waves(scenes, 2*data.n, data.microscope.energy, out_gpts=data.n, debye_waller=thermal)
 
 def _images(data, waves, defocus, focal_spread):  # without noise (k, n, n)
     return intensity(waves, changed(data.microscope, defocus=defocus, focal_spread=focal_spread), data.sampling)

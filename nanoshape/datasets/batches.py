@@ -152,7 +152,7 @@ def frozen_images(
 # %% ../../nbs/datasets/03_batches.ipynb #cb21805d
 def _frozen(store, idx, image):  # counts (n, y, x), each with noise of its own
     m, key = conditions(store.recipe, idx, image=image), [image] if image else []
-    clean = intensity(store.waves(idx), m, store.sampling)
+    clean = intensity(store.waves(idx), m, store.sampling, store.recipe.out_gpts)
     return torch.stack([expose(im, take(m, k), store.sampling, torch_rng(store.recipe.seed, 'noise', i, *key))
                         for k, (i, im) in enumerate(zip(idx, clean))])
 
@@ -230,7 +230,7 @@ def fresh_images(
     "New conditions, symmetry and noise for each wave."
     g = torch_rng(recipe.seed, 'fresh', draws, *np.asarray(idx, int)[:1], device=waves.device)
     m = to_device(conditions(recipe, np.asarray(idx), draws), waves.device)
-    counts = images(waves, m, recipe.sampling, g)
+    counts = images(waves, m, recipe.sampling, g, recipe.out_gpts)
     return moved(counts, recipe, g) if move else counts
 
 # %% ../../nbs/datasets/03_batches.ipynb #6e2c1b5f
@@ -251,7 +251,7 @@ class WaveLoader(DataLoader):
         super().__init__(list(range(len(idx))), bs=bs, **kwargs)
         self.store, self.numbers, self.y, self.cut = store, np.asarray(idx), torch.as_tensor(y), cut
         self.draws, self.seed = 0, 0  # epochs so far, and the seed of their order
-        self.kept = store.waves(idx) if len(idx)*store.recipe.out_gpts**2*8 <= KEEP_IN_MEMORY else None
+        self.kept = store.waves(idx) if len(idx)*store.wave_px**2*8 <= KEEP_IN_MEMORY else None
         self.far = distances(_outlines(store, idx)) if cut else torch.empty(len(idx), 0)
     def before_iter(self): next_epoch(self)
     def create_item(self, i): return i

@@ -27,8 +27,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 import nanoshape
 from ..core import UserError, checksum, provenance, read_json, whole_file, write_json
-from ..simulate.potential import fourier_crop
-from .recipes import IMAGING, Recipe, fingerprint, make_recipe
+from .recipes import IMAGING, Recipe, fingerprint, make_recipe, recorded_recipe
 from .samples import MAPS, waves_of
 
 # %% ../../nbs/datasets/02_store.ipynb #3c5c4001
@@ -38,6 +37,8 @@ FORMAT = 2  # of the folder
 def _arrays(recipe):  # name → dtype of what is stored per pixel
     types = {'waves': 'complex64'} | ({'maps': MAPS[recipe.kind]} if recipe.kind in MAPS else {})
     return {k: np.dtype(t).newbyteorder('<') for k, t in types.items()}
+
+def _pixels(recipe, name): return recipe.wave_px if name == 'waves' else recipe.out_gpts  # across an array
 
 # %% ../../nbs/datasets/02_store.ipynb #1cb2b8b3
 def _shards(recipe): return range(-(-len(recipe)//SHARD))
@@ -49,7 +50,7 @@ def _files(recipe, out, shard):  # name → file
 
 # %% ../../nbs/datasets/02_store.ipynb #7ccbab8b
 def _header(recipe, name):  # the bytes of an array's zarr.json
-    n, px, files = len(recipe), recipe.out_gpts, {}
+    n, px, files = len(recipe), _pixels(recipe, name), {}
     zarr.create_array(zarr.storage.MemoryStore(files), shape=(n, px, px), chunks=(SHARD, px, px),
                       dtype=_arrays(recipe)[name], compressors=None,
                       chunk_key_encoding={'name': 'default', 'separator': '.'})
@@ -147,7 +148,7 @@ def verify(
 )->list[str]:  # one line per damaged or missing shard or header; empty: all is well
     "Check every checksum of a store. Raises `UserError` if it is none, or if its store.json cannot be read."
     path, meta = Path(path), _read_meta(path)
-    recipe = make_recipe(**meta['recipe'])
+    recipe = recorded_recipe(meta['recipe'])
     line = lambda s, fault: f'shard {s} (samples {_samples(recipe, s)[0]} to {_samples(recipe, s)[-1]}): {fault}'
     headers = [f'{k}/zarr.json damaged or missing' for k in _bad_headers(meta, path)]
     return headers + [line(*x) for x in _faults(recipe, path).items()]
@@ -191,8 +192,7 @@ def _check_folder(recipe, out):  # the store.json of a store that was begun, or 
 
 # %% ../../nbs/datasets/02_store.ipynb #9a96690c
 def _size(recipe, shards):  # bytes
-    pixels = SHARD*recipe.out_gpts**2
-    return shards*(sum(pixels*t.itemsize for t in _arrays(recipe).values()) + 2**13)
+    return shards*(sum(SHARD*_pixels(recipe, k)**2*t.itemsize for k, t in _arrays(recipe).items()) + 2**13)
 
 def _size_text(size): return f'{size/1e9:.1f} GB' if size >= 1e9 else f'{size/1e6:.1f} MB'
 
@@ -327,9 +327,9 @@ class Store:
         path:str|Path,  # folder written by `simulate`
     ):
         self.path, meta = Path(path), _read_meta(path)
-        self.recipe = make_recipe(**meta['recipe'])
+        self.recipe = recorded_recipe(meta['recipe'])
         self.sampling, self.made_with = meta['sampling'], meta['made_with']
-        self.gpts = self.recipe.out_gpts  # as stored
+        self.gpts, self.wave_px = self.recipe.out_gpts, self.recipe.wave_px  # of maps and of waves, as stored
         missing = sum(not _record_file(path, s).is_file() for s in _shards(self.recipe))
         if missing:
             raise UserError(f'{path} is unfinished ({missing} shards missing): '
@@ -339,7 +339,7 @@ class Store:
 
 # %% ../../nbs/datasets/02_store.ipynb #e8e1ff4a
 def _read_pixels(store, name, idx):  # samples of one array, (n, y, x)
-    px, idx = store.gpts, np.asarray(idx, dtype=int)
+    px, idx = store.wave_px if name == 'waves' else store.gpts, np.asarray(idx, dtype=int)
     rows = np.empty((len(idx), px, px), _arrays(store.recipe)[name])
     for row, i in zip(rows, idx.tolist()):
         if not 0 <= i < len(store): raise IndexError(i)
@@ -357,8 +357,7 @@ def waves(self:Store,
     idx,  # sample numbers
 )->torch.Tensor:
     "Exit waves, complex64 (n, y, x)."
-    waves = torch.from_numpy(_read_pixels(self, 'waves', idx))
-    return waves if self.recipe.out_gpts == self.gpts else fourier_crop(waves, self.recipe.out_gpts)
+    return torch.from_numpy(_read_pixels(self, 'waves', idx))
 
 @patch
 def maps(self:Store,
@@ -378,14 +377,14 @@ def made_here(self:Store)->bool:
 # %% ../../nbs/datasets/02_store.ipynb #1eabdb69
 @patch
 def imaged(self:Store,
-    **changes,  # of the recipe: keys in `IMAGING`, `name`, or a smaller `out_gpts` (an aperture, not a camera)
+    **changes,  # of the recipe: keys in `IMAGING`, `name`, or a smaller `out_gpts`: a camera with larger pixels
 )->Store:
-    """The same waves under another microscope, or cut to fewer spatial frequencies. Raises `UserError` for changes
+    """The same waves under another microscope, or on a camera with larger pixels. Raises `UserError` for changes
     that need other waves."""
     if other := [k for k in changes if k not in (*IMAGING, 'name', 'out_gpts')]:
         raise UserError(f'{other[0]} decides the waves, which are there already: simulate another recipe')
     view = copy(self)
-    view.recipe = make_recipe(**{**asdict(self.recipe), **changes})
+    view.recipe = make_recipe(**{**asdict(self.recipe), 'wave_gpts': self.recipe.wave_px, **changes})
     view.sampling = view.recipe.sampling
     if view.recipe.out_gpts > self.gpts:
         raise UserError(f'out_gpts: the stored waves have {self.gpts} pixels and no more')
@@ -403,7 +402,7 @@ def parts(self:Store,
 
 # %% ../../nbs/datasets/02_store.ipynb #87c0ff8b
 def _check_joinable(stores):
-    if len({(s.sampling, s.gpts, s.recipe.kind) for s in stores}) > 1:
+    if len({(s.sampling, s.gpts, s.wave_px, s.recipe.kind) for s in stores}) > 1:
         raise UserError('stores of other pixels or other kinds of samples cannot be joined: simulate them on one grid')
     if len({s.recipe.seed for s in stores}) < len(stores):
         raise UserError('two of the stores have the same seed: give each recipe its own')
@@ -414,8 +413,8 @@ def _joined_labels(stores):  # structures are numbered on
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/datasets/02_store.ipynb #3b485bb8
-def _gathered(joined, read, idx, dtype):  # what `read` gives of each store, (n, y, x) in the order of `idx`
-    out = np.empty((len(idx), joined.gpts, joined.gpts), dtype)
+def _gathered(joined, read, idx, px, dtype):  # what `read` gives of each store, (n, px, px) in the order of `idx`
+    out = np.empty((len(idx), px, px), dtype)
     for s, rows, numbers in joined.parts(idx): out[rows] = read(s, numbers)
     return out
 
@@ -426,7 +425,8 @@ class Joined:
     def __init__(self, stores:Sequence[Store]):
         _check_joinable(stores)
         first, self.stores = stores[0], list(stores)
-        self.sampling, self.gpts, self.made_with = first.sampling, first.gpts, first.made_with
+        self.sampling, self.gpts, self.wave_px = first.sampling, first.gpts, first.wave_px
+        self.made_with = first.made_with
         self.start = np.cumsum([0, *map(len, stores)])  # number of each store's first sample
         self.path, self.labels = Path('+'.join(s.path.name for s in stores)), _joined_labels(stores)
         classes = tuple(dict.fromkeys(c for s in stores for c in s.recipe.classes))
@@ -439,8 +439,10 @@ class Joined:
             raise IndexError(f'sample numbers from 0 to {len(self) - 1}')
         for s, low, high in zip(self.stores, self.start, self.start[1:]):
             if len(rows := np.flatnonzero((idx >= low) & (idx < high))): yield s, rows, idx[rows] - low
-    def waves(self, idx): return torch.from_numpy(_gathered(self, lambda s, k: s.waves(k).numpy(), idx, np.complex64))
-    def maps(self, idx): return _gathered(self, lambda s, k: s.maps(k), idx, MAPS.get(self.recipe.kind, 'uint8'))
+    def waves(self, idx):
+        return torch.from_numpy(_gathered(self, lambda s, k: s.waves(k).numpy(), idx, self.wave_px, np.complex64))
+    def maps(self, idx):
+        return _gathered(self, lambda s, k: s.maps(k), idx, self.gpts, MAPS.get(self.recipe.kind, 'uint8'))
 
 # %% ../../nbs/datasets/02_store.ipynb #e1dad3f7
 NPZ_LIMIT = 2*10**9  # bytes
@@ -456,7 +458,7 @@ def _write_hdf5(store, path):
         h.attrs.update(sampling_A=store.sampling, recipe=json.dumps(asdict(store.recipe)),
                        made_with=json.dumps(store.made_with))
         for k, t in _arrays(store.recipe).items():
-            d = h.create_dataset(k, (len(store), *[store.recipe.out_gpts]*2), t)
+            d = h.create_dataset(k, (len(store), *[_pixels(store.recipe, k)]*2), t)
             for s in _shards(store.recipe):
                 idx = _samples(store.recipe, s)
                 d[idx.start:idx.stop] = _read_pixels(store, k, idx)

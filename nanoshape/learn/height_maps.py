@@ -54,7 +54,7 @@ def noisy_and_clean(
     "Images as the detector records them, and as it would at an infinite dose."
     idx = np.asarray(idx, int)
     microscope = to_device(conditions(store.recipe, idx, draws), waves.device)
-    clean = intensity(waves, microscope, store.sampling)
+    clean = intensity(waves, microscope, store.sampling, store.recipe.out_gpts)
     noisy = _exposed(store, clean, microscope, idx, draws)
     return torch.cat([relative_input(noisy), relative_input(clean)], 1)
 

@@ -47,7 +47,7 @@ def _field_image(store, i, draws, device):  # a new image of field i: network in
     r = store.recipe
     noise = torch_rng(r.seed, 'field', draws, i, device=device)
     microscope = to_device(conditions(r, [i], draws), device)
-    return network_input(images(store.waves([i]).to(device), microscope, r.sampling, noise))[0]
+    return network_input(images(store.waves([i]).to(device), microscope, r.sampling, noise, r.out_gpts))[0]
 
 # %% ../../nbs/learn/04_particle_masks.ipynb #25cda869
 def _square(store, i, draws, device='cpu'):  # of a new image of field i: network input (1, y, x), targets (2, y, x)

@@ -9,7 +9,7 @@ __all__ = ['TILE', 'TILE_PIXEL_NM', 'TILE_NOTE', 'SIMULATED_NOTE', 'waves', 'fer
 
 # %% ../../nbs/studies/00_experiments.ipynb #5382d5a0
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 import time, warnings
 
@@ -21,10 +21,9 @@ from ..core import NM, UserError, project_root, provenance, read_json, rng, shar
 from ..simulate.orientations import random_rotation, rotated
 from ..simulate.supports import amorphous
 from ..simulate.structures import assemble, lattice_constant, particle
-from ..simulate.multislice import exit_waves
 from ..simulate.microscope import images
 from ..datasets.recipes import IMAGING, Recipe, fingerprint, wave_recipe
-from ..datasets.samples import conditions
+from ..datasets.samples import conditions, recipe_waves
 from ..datasets.store import Busy, Store, simulate
 from ..datasets.batches import class_index, dataloaders, frozen_inputs, frozen_set, pairs, split_by_structure
 from ..learn.train import train as fit_model, training_log
@@ -333,9 +332,9 @@ def simulated_micrograph(
     centres = [(x, y) for y in (-width/4, width/4) for x in (-width/4, width/4)]
     shifts = [(x + g.uniform(-8, 8), y + g.uniform(-8, 8)) for x, y in centres]
     scene = assemble(parts, width, amorphous(width, 15, g), shifts)
-    wave = exit_waves(scene, round(width/.4), recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=round(width/sampling))
+    r = replace(recipe, box_nm=width/NM, gpts=round(width/.4), out_gpts=round(width/sampling), wave_gpts=0)
     m = conditions(recipe, [seed], draws=1)
-    counts = images(wave[None], m, sampling, torch_rng(seed, 'micrograph'))[0].numpy()
+    counts = images(recipe_waves(r, [scene]), m, sampling, torch_rng(seed, 'micrograph'), r.out_gpts)[0].numpy()
     return Micrograph(counts, sampling, f'simulated micrograph {seed}'), shapes
 
 # %% ../../nbs/studies/00_experiments.ipynb #0823fba4
