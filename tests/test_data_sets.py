@@ -1,5 +1,5 @@
 """Recipes, splits, frozen and fresh images."""
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from nanoshape.core import UserError
 from nanoshape.datasets.batches import dataloaders, fresh_images, frozen_images, network_input, split_by_structure
 from nanoshape.datasets.recipes import load_recipe, make_recipe
 from nanoshape.datasets.samples import conditions, sample
+from nanoshape.simulate.microscope import intensity
 
 
 @pytest.mark.parametrize('bad, names', [
@@ -107,9 +108,11 @@ def test_a_store_under_another_microscope(tiny_store):
 
 def test_coarser_pixels_are_the_inner_part_of_the_spectrum(tiny_store):
     coarse = tiny_store.imaged(out_gpts=32)
-    spectrum = lambda w: torch.fft.fftshift(torch.fft.fft2(w, norm='forward'), dim=(-2, -1))
-    whole, part = spectrum(tiny_store.waves([0])), spectrum(coarse.waves([0]))
-    assert torch.allclose(part[:, 1:, 1:], whole[:, 17:48, 17:48], atol=1e-6) and np.isclose(coarse.sampling, 2*tiny_store.sampling)
+    def spectrum(s):
+        image = intensity(s.waves([0]), conditions(replace(s.recipe, pixel_integration=False), [0]), s.sampling, s.recipe.out_gpts)
+        return torch.fft.fftshift(torch.fft.fft2(image, norm='forward'), dim=(-2, -1))
+    assert torch.allclose(spectrum(coarse)[:, 1:, 1:], spectrum(tiny_store)[:, 17:48, 17:48], atol=1e-5)
+    assert np.isclose(coarse.sampling, 2*tiny_store.sampling) and torch.equal(coarse.waves([0]), tiny_store.waves([0]))
     assert frozen_images(coarse, [0]).shape == (1, 32, 32)
 
 

@@ -6,14 +6,14 @@ from conftest import stand_in
 from scipy.spatial import cKDTree
 from skimage import io, measure
 
-from nanoshape.core import UserError, project_root, rng, torch_rng
+from nanoshape.core import UserError, project_root, read_yaml, rng, torch_rng
 from nanoshape.learn.particle_masks import CHANNELS, field_loaders, targets
 from nanoshape.micrographs.detection import (HALO, TILE, Detector, compare, detection_score, find_particles,
                                              looks_negative, pixel_probabilities, segment, separated)
 from nanoshape.simulate.microscope import Microscope, images
 from nanoshape.simulate.multislice import exit_waves
 from nanoshape.micrographs.reading import Micrograph, read
-from nanoshape.datasets.recipes import fingerprint, load_recipe, make_recipe, wave_recipe
+from nanoshape.datasets.recipes import fingerprint, load_recipe, make_recipe, recorded_recipe, wave_recipe
 from nanoshape.datasets.samples import sample, truth_map
 from nanoshape.datasets.store import simulate
 from nanoshape.simulate.structures import CONTACT, free_positions, particle
@@ -50,7 +50,7 @@ def test_nothing_is_pushed_by_default_and_the_draws_stay_the_same():
 
 
 def test_data_sets_from_before_keep_their_names():
-    r = load_recipe(project_root()/'data/recipes/shape_study_laptop.yaml')
+    r = recorded_recipe(read_yaml(project_root()/'data/recipes/shape_study_laptop.yaml'))
     assert fingerprint(wave_recipe(r)) == '2fb25227c1ac'  # as in data/results/fresh.csv
     assert fingerprint(make_recipe(name='f', kind='field', touching=.1)) != fingerprint(make_recipe(name='f', kind='field'))
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from conftest import ROOT, stand_in
 from nanoshape.cli import main
 from nanoshape.simulate.columns import column_crystal, column_table, zone
-from nanoshape.core import UserError, read_json, rng, torch_rng
+from nanoshape.core import read_yaml, UserError, read_json, rng, torch_rng
 from nanoshape.datasets.batches import CONTRAST, WaveLoader, relative_input
 from nanoshape.micrographs.detection import in_tiles
 from nanoshape.simulate.columns import with_height, with_room
@@ -32,7 +32,7 @@ from nanoshape.atoms.atomic_model import build_model
 from nanoshape.atoms.height_report import write_heights
 from nanoshape.atoms.movies import flicker, simulate_movie, movie_score, read_movie, change_points, forward_backward
 from nanoshape.micrographs.reading import Micrograph
-from nanoshape.datasets.recipes import load_recipe, make_recipe
+from nanoshape.datasets.recipes import load_recipe, make_recipe, recorded_recipe
 from nanoshape.datasets.samples import conditions, sample
 from nanoshape.datasets.store import Joined, simulate
 from nanoshape.learn.train import Checkpoint
@@ -198,7 +198,7 @@ def test_a_column_is_made_higher_and_lower(recipe):
 def test_more_vacuum_before_the_crystal_changes_nothing(recipe):
     scene, _ = sample(recipe, 1)
     waves = exit_waves([scene, with_room(scene, 7, 2)], 128, 300e3, 2.)
-    a, b = intensity(waves, conditions(recipe, [1]), recipe.box_nm*10/128)
+    a, b = intensity(waves, conditions(recipe, [1]), recipe.box_nm*10/128, 128)
     assert torch.allclose(a, b, atol=1e-4)
 
 
@@ -447,7 +447,8 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys, tiny):
 @pytest.mark.parametrize('material, recipe', [('CeO2', 'ceria_heights'), ('Au', 'gold_heights')])
 def test_the_kept_networks_read_new_crystals_and_refuse_noise(tmp_path, material, recipe):
     network = Network.load(ROOT/f'data/models/heights_{material}.safetensors')
-    fresh = simulate(load_recipe(ROOT/f'data/recipes/{recipe}.yaml', structures=4, seed=77, dose=3000), tmp_path/'s', 0)
+    r = read_yaml(ROOT/f'data/recipes/{recipe}.yaml') | dict(structures=4, seed=77, dose=3000)
+    fresh = simulate(recorded_recipe(r), tmp_path/'s', 0)  # imaged as in their training: quasi-coherent
     s = heights_score(*column_answers(network, fresh, range(4)))
     assert s['accuracy'] > .4 and s['within_one'] > .8 and s['true_atoms'] > .98 and s['false_atoms'] < .01
     noise = Micrograph(np.random.default_rng(0).poisson(100, (256, 256)).astype(np.float32), fresh.sampling, 'noise')

@@ -74,7 +74,7 @@ def test_every_kind_is_a_pure_function_of_its_number(kind):
     assert torch.allclose(waves[2], again[0], atol=1e-6) and {k: v for k, v in labels[2].items() if v == v} == {k: v for k,
             v in relabelled[0].items() if v == v}
     assert maps is None or np.array_equal(maps[2], remapped[0])
-    assert waves.shape == (4, 64, 64) and torch.isfinite(waves.abs()).all() and waves.abs().std() > 1e-3
+    assert waves.shape == (4, r.wave_px, r.wave_px) and torch.isfinite(waves.abs()).all() and waves.abs().std() > 1e-3
     assert {label['class'] for label in labels} <= set(KINDS[kind]) | {'field'}
 
 

@@ -48,8 +48,9 @@ def trained_microscope(
         raise UserError('the card of this network says nothing of its microscope: '
                         'run its sweep again, or leave --refine away')
     o = {k: sum(v)/2 for k, v in card.optics.items()}
-    return Microscope(card.energy_kev*1e3, Cs=o['Cs_um']*1e4, C5=o['C5_mm']*1e7, vibration=o['vibration_nm']*NM,
-                      angular_spread=o['angular_spread_mrad']*1e-3, focal_spread=o['focal_spread_nm']*NM)
+    return Microscope(card.energy_kev*1e3, pixel_integration=True, Cs=o['Cs_um']*1e4, C5=o['C5_mm']*1e7,
+                      vibration=o['vibration_nm']*NM, angular_spread=o['angular_spread_mrad']*1e-3,
+                      focal_spread=o['focal_spread_nm']*NM)
 
 # %% ../../nbs/atoms/06_refine.ipynb #4339030b
 COMPARED_WITHIN, COLUMN_RADIUS, EDGE_RADIUS = 2.5, 1.5, 1.1  # Å from a column, a metal column, a column at the edge

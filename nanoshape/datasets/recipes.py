@@ -333,4 +333,6 @@ IMAGING = (*DRAWN, *DRAWN_LAST, 'images', 'foci', 'pixel_integration')  # the wa
 
 def wave_recipe(recipe:Recipe)->Recipe:
     "The recipe of the waves alone: another one that gives the same waves becomes equal to it."
-    return make_recipe(**{k: v for k, v in asdict(recipe).items() if k not in IMAGING} | {'name': 'waves'})
+    values = {k: v for k, v in asdict(recipe).items() if k not in IMAGING}
+    first = {k: NEWER_KEYS[k] for k in IMAGING if k in NEWER_KEYS}  # so that fingerprints stay what they were
+    return make_recipe(**{**values, **first, 'name': 'waves'})

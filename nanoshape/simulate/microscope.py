@@ -242,7 +242,7 @@ def _image(spectrum, m, sampling, gpts):  # noise-free images from the waves' sp
     return _illuminated(_to_pixels(image, gpts, _response(m, sampling, gpts, image)), m)
 
 # %% ../../nbs/simulate/08_microscope.ipynb #b22d3ac4
-CHUNK = 2**17  # pixels at a time on the CPU
+CHUNK = 2**17  # pixels that one thread counts
 
 def _batch(waves, m):  # number of images, if waves and conditions together are one plain batch; else None
     tensors = [v for v in m.values.values() if isinstance(v, torch.Tensor)]
@@ -250,9 +250,9 @@ def _batch(waves, m):  # number of images, if waves and conditions together are 
     return shape[0] if len(shape) == 1 else None
 
 # %% ../../nbs/simulate/08_microscope.ipynb #3f5aa9ff
-def _pieces(spectrum, m, sampling, gpts, n, step):  # `_image` of a batch of n, `step` images at a time
-    for k in range(0, n, step):
-        some = slice(k, k + step)
+def _pieces(spectrum, m, sampling, gpts, n):  # `_image` of a batch of n, one at a time
+    for k in range(n):
+        some = slice(k, k + 1)
         part = spectrum[some] if spectrum.ndim == 3 and len(spectrum) == n else spectrum
         yield _image(part, take(m, some), sampling, gpts)
 
@@ -272,12 +272,11 @@ def intensity(
     if not sampling > 0: raise UserError(f'a pixel size of {sampling} Å makes no sense')
     gpts = gpts or waves.shape[-1]
     spectrum, n = torch.fft.fft2(waves), _batch(waves, m)
-    step = max(1, CHUNK//_fine_grid(waves.shape[-1], gpts)**2)
-    if waves.device.type != 'cpu' or n is None or n <= step: return _image(spectrum, m, sampling, gpts)
-    pieces = _pieces(spectrum, m, sampling, gpts, n, step)
+    if waves.device.type != 'cpu' or n is None or n <= 1: return _image(spectrum, m, sampling, gpts)
+    pieces = _pieces(spectrum, m, sampling, gpts, n)
     if _differentiable(waves, m): return torch.cat(list(pieces))
     out = torch.empty((n, gpts, gpts), dtype=spectrum.real.dtype)
-    for k, piece in zip(range(0, n, step), pieces): out[k:k + step] = piece
+    for k, piece in enumerate(pieces): out[k] = piece[0]
     return out
 
 # %% ../../nbs/simulate/08_microscope.ipynb #51242f62
