@@ -254,7 +254,7 @@ def _pieces(spectrum, m, sampling, gpts, n):  # `_image` of a batch of n, one at
     for k in range(n):
         some = slice(k, k + 1)
         part = spectrum[some] if spectrum.ndim == 3 and len(spectrum) == n else spectrum
-        yield _image(part, take(m, some), sampling, gpts)
+        yield _image(part, _map(m, lambda v: v[some] if len(v) == n else v), sampling, gpts)
 
 def _differentiable(waves, m):  # are gradients wanted, of the waves or of a condition?
     tensors = (v for v in (waves, *m.values.values()) if isinstance(v, torch.Tensor))
