@@ -447,7 +447,7 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys, tiny):
 @pytest.mark.parametrize('material, recipe', [('CeO2', 'ceria_heights'), ('Au', 'gold_heights')])
 def test_the_kept_networks_read_new_crystals_and_refuse_noise(tmp_path, material, recipe):
     network = Network.load(ROOT/f'data/models/heights_{material}.safetensors')
-    r = read_yaml(ROOT/f'data/recipes/{recipe}.yaml') | dict(structures=4, seed=77, dose=3000)
+    r = read_yaml(ROOT/f'data/recipes/{recipe}.yaml') | dict(structures=4, seed=77, dose=3000, mtf=None)
     fresh = simulate(recorded_recipe(r), tmp_path/'s', 0)  # imaged as in their training: quasi-coherent
     s = heights_score(*column_answers(network, fresh, range(4)))
     assert s['accuracy'] > .4 and s['within_one'] > .8 and s['true_atoms'] > .98 and s['false_atoms'] < .01
@@ -484,6 +484,6 @@ def test_noise_is_measured(store, recipe):
 def test_temperatures_are_fitted_to_the_noise(store):
     network = oracle(store.maps([0])[0], store.recipe, sure=1.)  # always right about sample 0, and not sure
     by = fitted_temperature(network, store, [0])
-    assert by['temperature'] < .5 and by['noise']['range'][0] <= by['noise']['at'] <= by['noise']['range'][1]
+    assert by['temperature'] < .5 and by['noise']['range'][0] <= by['noise']['at'] <= by['noise']['range'][1]*(1 + 1e-6)
     assert fitted_temperature(network, store, [0], by_noise=False)['noise'] is None
     assert fitted_temperature(network, store, [1])['temperature'] > by['temperature']

@@ -16,6 +16,8 @@ import numpy as np
 from fastcore.basics import patch
 from ..core import NM, read_yaml, UserError
 from ..simulate.supports import support_options, SUPPORTS
+from ..simulate.multislice import PLANES
+from ..simulate.potential import EDGES
 from ..simulate.structures import lattice_constant, SHAPES, UNSEEN
 from ..simulate.columns import SURFACES, zone
 
@@ -128,10 +130,12 @@ class Calculation(Specimen):
     "How exit waves are computed."
     box_nm: float = 10.  # field of view, periodic
     shift_nm: float = 0.  # particle's centre is up to this far from the field's, in x and in y
-    gpts: int = 256  # grid of the calculation
+    gpts: int = 320  # grid of the calculation
     out_gpts: int = 128  # pixels of the camera: what the network sees
     wave_gpts: int = 0  # grid of the stored wave; 0: what `WAVE_BAND` asks for
-    slice_nm: float = .2
+    slice_nm: float = .3
+    edge: str = 'none'  # of a band limit, see `exit_waves`
+    planes: str = 'middle'  # where a slice's potential acts
     debye_waller: bool = True  # damping by thermal motion at room temperature
     absorption: float = 0.  # imaginary over real potential
     energy_kev: float = 300.
@@ -152,7 +156,7 @@ class Recipe(Calculation):
     vibration_nm: Spread = .05
     gradient: Spread = 0.  # relative change of the illumination across the field, in a random direction
     dose: Spread = 1e4
-    foci: int = 9  # nodes of the average over focus; 1: the quasi-coherent approximation
+    foci: int = 5  # nodes of the average over focus; 1: the quasi-coherent approximation
     aperture_mrad: Spread|None = None  # semi-angle of the objective aperture; None: none
     pixel_integration: bool = True  # each pixel integrates over its area
     mtf: Spread|None = None  # of the detector at Nyquist; None: a perfect one
@@ -163,7 +167,7 @@ class Recipe(Calculation):
     offset: Spread = 0.  # recorded value of a pixel without electrons
 
 # %% ../../nbs/datasets/00_recipes.ipynb #9d4f6e57
-WAVE_BAND = 1.28  # 1/Å: frequencies of the wave that are kept, in x and in y
+WAVE_BAND = 1.6  # 1/Å: frequencies of the wave that are kept, in x and in y
 
 @patch(as_prop=True)
 def sampling(self:Recipe)->float:
@@ -181,8 +185,9 @@ def __len__(self:Recipe): return self.structures*self.views
 
 # %% ../../nbs/datasets/00_recipes.ipynb #f2fed65f
 NEWER_KEYS = {  # keys that the first data sets did not have, and the value that they imply
-    'touching': 0., 'facets': 0., 'wave_gpts': 'out_gpts', 'debye_waller': False, 'absorption': 0., 'foci': 1,
-    'aperture_mrad': None, 'pixel_integration': False, 'ntf': None, 'dqe': 1., 'gain': 1., 'offset': 0.}
+    'touching': 0., 'facets': 0., 'wave_gpts': 'out_gpts', 'edge': 'taper', 'planes': 'entrance', 'debye_waller': False,
+    'absorption': 0., 'foci': 1, 'aperture_mrad': None, 'pixel_integration': False, 'ntf': None, 'dqe': 1., 'gain': 1.,
+    'offset': 0.}
 
 def _implied(values, k): return values['out_gpts'] if k == 'wave_gpts' else NEWER_KEYS[k]
 
@@ -237,7 +242,9 @@ def _check_support(r):
             raise UserError(f'support_options.{k} must lie between 0 and {_OPTION_LIMITS[k]:g}, not {bounds(v)}')
 
 # %% ../../nbs/datasets/00_recipes.ipynb #f83acbe5
-def _check_crystals(r):  # orientations and materials
+def _check_named(r):  # orientations, materials, and how a slice acts
+    for k, known in (('edge', EDGES), ('planes', PLANES)):
+        if (v := getattr(r, k)) not in known: raise UserError(f'{k} must be one of {", ".join(known)}, not {v!r}')
     if isinstance(r.orientations, str) and r.orientations not in ('random', 'facet down') \
             or isinstance(r.orientations, int) and r.orientations < 1:
         raise UserError(f"orientations must be 'random', 'facet down' or a number above 0, not {r.orientations!r}")
@@ -307,7 +314,7 @@ def make_recipe(
     if 'name' not in values: raise UserError('a recipe needs a name')
     for k, v in values.items(): _check_type(k, v, known[k])
     r = Recipe(**_normalised(values))
-    for check in (_check_classes, _check_support, _check_crystals, _check_values): check(r)
+    for check in (_check_classes, _check_support, _check_named, _check_values): check(r)
     return r
 
 # %% ../../nbs/datasets/00_recipes.ipynb #9dbb6ac8

@@ -207,7 +207,7 @@ def recipe_waves(
     "Exit waves of structures, computed as the recipe says. Raises `UserError` as `exit_waves` does."
     thermal = debye_waller_factors({s for a in atoms for s in set(a.symbols)}) if recipe.debye_waller else None
     return exit_waves(list(atoms), recipe.gpts, recipe.energy_kev*1e3, recipe.slice_nm*NM, out_gpts=recipe.wave_px,
-                      debye_waller=thermal, absorption=recipe.absorption)
+                      debye_waller=thermal, absorption=recipe.absorption, edge=recipe.edge, planes=recipe.planes)
 
 # %% ../../nbs/datasets/01_samples.ipynb #fa4e5be9
 def waves_of(
