@@ -34,7 +34,7 @@ def seen(recipe, i=0, dose=2000., **what):
 
 @pytest.fixture(scope='module')
 def recipe():
-    return load_recipe(ROOT/'data/recipes/ceria_heights.yaml', seed=5, size_nm=2.6, heights=[3, 6], adatoms=0, defocus_nm=4, focal_spread_nm=4)
+    return load_recipe(ROOT/'data/recipes/ceria_heights.yaml', seed=5, size_nm=2.6, heights=[3, 6], adatoms=0, mtf=None, defocus_nm=4, focal_spread_nm=4)
 
 
 @pytest.fixture(scope='module')
@@ -126,7 +126,7 @@ def test_what_a_network_says_of_a_crystal_that_it_reads_too_low():
 @pytest.fixture(scope='module')
 def leaning():
     """A crystal that is tilted by two degrees: image, heights, recipe, what it is turned about times the angle."""
-    recipe = load_recipe(ROOT/'data/recipes/ceria_heights.yaml', seed=5, size_nm=2.6, heights=[8, 8], vacancies=0, adatoms=0, defocus_nm=4,
+    recipe = load_recipe(ROOT/'data/recipes/ceria_heights.yaml', seed=5, size_nm=2.6, heights=[8, 8], vacancies=0, adatoms=0, mtf=None, defocus_nm=4,
                          focal_spread_nm=4, tilt_deg=2)
     image, heights, _ = seen(recipe, 3, dose=3000.)
     scene, _ = sample(recipe, 3)
@@ -154,7 +154,7 @@ def test_heights_that_are_all_wrong_by_one_are_mended(crystal, card, tmp_path):
 
 def test_columns_thicker_than_any_that_the_network_knows_are_read(card, monkeypatch):
     monkeypatch.setattr(refine, 'TILT_GRID', ())
-    recipe = load_recipe(ROOT/'data/recipes/ceria_heights.yaml', seed=5, size_nm=2.6, heights=[11, 12], adatoms=0, defocus_nm=4, focal_spread_nm=4)
+    recipe = load_recipe(ROOT/'data/recipes/ceria_heights.yaml', seed=5, size_nm=2.6, heights=[11, 12], adatoms=0, mtf=None, defocus_nm=4, focal_spread_nm=4)
     image, heights, _ = seen(recipe, dose=5000.)
     answers, _ = refined_answers(image, heights, Network(Oracle(np.minimum(heights, 10)), replace(card, heights=[3, 10])))
     assert (answers.network <= 10).all() and answers.true.max() > 11 and (answers.refined == answers.true).mean() > .85

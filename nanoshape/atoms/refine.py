@@ -31,13 +31,13 @@ from ..simulate.orientations import axis_angle
 from ..micrographs.reading import Micrograph, resampled
 from .column_lattice import LatticeFit, image_columns, recorded_finest
 from .atomic_model import ColumnSites, column_sites, build_atoms
-from ..datasets.recipes import Recipe, bounds
+from ..datasets.recipes import WAVE_BAND, Recipe, bounds
 
 # %% ../../nbs/atoms/06_refine.ipynb #f6d0e2e0
 def optics(recipe:Recipe)->dict:  # for a network's card
     "Bounds of the conditions that a recipe's microscope has beside focus and dose."
     names = ('Cs_um', 'C5_mm', 'angular_spread_mrad', 'vibration_nm', 'focal_spread_nm')
-    return {k: bounds(getattr(recipe, k)) for k in names}
+    return {k: bounds(getattr(recipe, k)) for k in names} | {'mtf': (1., 1.) if recipe.mtf is None else bounds(recipe.mtf)}
 
 # %% ../../nbs/atoms/06_refine.ipynb #f31f75a7
 def trained_microscope(
@@ -162,10 +162,11 @@ def _scenes(data, sites, crystals, guess):  # of crystals, pairs (heights, prese
 def _waves(data, sites, crystals, guess):  # exit waves of several crystals
     scenes = _scenes(data, sites, crystals, guess)
     thermal = debye_waller_factors({s for a in scenes for s in set(a.symbols)})
-    return exit_waves(scenes, 2*data.n, data.microscope.energy, out_gpts=data.n, debye_waller=thermal)
+    return exit_waves(scenes, 2*data.n, data.microscope.energy, debye_waller=thermal,
+                      out_gpts=min(2*data.n, 2*round(WAVE_BAND*data.n*data.sampling)))
 
 def _images(data, waves, defocus, focal_spread):  # without noise (k, n, n)
-    return intensity(waves, changed(data.microscope, defocus=defocus, focal_spread=focal_spread), data.sampling)
+    return intensity(waves, changed(data.microscope, defocus=defocus, focal_spread=focal_spread), data.sampling, data.n)
 
 # %% ../../nbs/atoms/06_refine.ipynb #bd09a382
 def _squared_residuals(data, images):  # (k, m), over the variance; brightness: what suits the first image best
