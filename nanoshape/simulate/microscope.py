@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Number', 'ORDERS', 'ALIASES', 'CONDITIONS', 'FOCI', 'CHUNK', 'FAINT', 'Microscope', 'changed', 'to_device', 'take',
-           'transfer', 'focus_nodes', 'enough_foci', 'displacement', 'intensity', 'expose', 'images']
+           'transfer', 'focus_nodes', 'enough_foci', 'displacement', 'intensity', 'expose', 'images', 'image_error']
 
 # %% ../../nbs/simulate/08_microscope.ipynb #aa124c31
 from concurrent.futures import ThreadPoolExecutor
@@ -418,3 +418,11 @@ def images(
     "Images of exit waves: counts where a dose is given, else intensity relative to the incident beam."
     image = intensity(waves, microscope, sampling, gpts)
     return _recorded(image, microscope, sampling, generator, None if image.requires_grad else image)
+
+# %% ../../nbs/simulate/08_microscope.ipynb #06c3a964
+def image_error(
+    image, reference,  # (y, x), arrays or tensors
+)->dict:  # `error` in units of the reference's contrast, and `correlation`
+    "How far an image is from a reference."
+    a, b = (np.asarray(i, float) - np.mean(np.asarray(i, float)) for i in (image, reference))
+    return dict(error=float((a - b).std()/b.std()), correlation=float((a*b).mean()/(a.std()*b.std())))
