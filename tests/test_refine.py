@@ -164,7 +164,7 @@ def test_columns_thicker_than_any_that_the_network_knows_are_read(card, monkeypa
 
 def test_an_image_that_no_guess_explains_is_said_to_be_such(recipe, card, tmp_path, monkeypatch):
     monkeypatch.setattr(refine, 'TILT_GRID', ())
-    image, heights, _ = seen(recipe, dose=1e5, Cs=2.5e6)  # an uncorrected microscope
+    image, heights, _ = seen(recipe, dose=1e5, Cs=1.2e6)  # hardly corrected
     text = write_heights(Micrograph(image, card.sampling, 'crystal'), Network(Oracle(heights), card), tmp_path/'out', read=refined_columns)
     assert 'not to be relied on' in text
 

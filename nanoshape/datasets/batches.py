@@ -30,7 +30,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from torch.nn import functional as F
 from ..core import IMAGES, NM, UserError, default_device, provenance, torch_rng, whole_file, result_folder, write_json
 from ..figures import show_image, show_images, use_style
-from ..simulate.microscope import expose, images, intensity, take, to_device
+from ..simulate.microscope import expose, images, take, to_device
 from .recipes import Recipe, fingerprint
 from .samples import conditions
 from .store import Store
@@ -152,7 +152,7 @@ def frozen_images(
 # %% ../../nbs/datasets/03_batches.ipynb #cb21805d
 def _frozen(store, idx, image):  # counts (n, y, x), each with noise of its own
     m, key = conditions(store.recipe, idx, image=image), [image] if image else []
-    clean = intensity(store.waves(idx), m, store.sampling, store.recipe.out_gpts)
+    clean = store.noise_free(idx, m)
     return torch.stack([expose(im, take(m, k), store.sampling, torch_rng(store.recipe.seed, 'noise', i, *key))
                         for k, (i, im) in enumerate(zip(idx, clean))])
 

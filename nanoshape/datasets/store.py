@@ -29,6 +29,7 @@ import nanoshape
 from ..core import UserError, checksum, provenance, read_json, whole_file, write_json
 from .recipes import IMAGING, Recipe, fingerprint, make_recipe, recorded_recipe
 from .samples import MAPS, waves_of
+from ..simulate.microscope import Microscope, intensity
 
 # %% ../../nbs/datasets/02_store.ipynb #3c5c4001
 SHARD = 16  # samples per shard, at 128 px 2 MB
@@ -391,6 +392,16 @@ def imaged(self:Store,
     if view.recipe.out_gpts < self.gpts and view.recipe.kind in MAPS:
         raise UserError('out_gpts: truth maps cannot be cut to coarser pixels')
     return view
+
+# %% ../../nbs/datasets/02_store.ipynb #61beb46e
+@patch
+def noise_free(self:Store,
+    idx,  # sample numbers
+    m:Microscope,  # their conditions, as a batch
+    waves:torch.Tensor|None=None,  # those of the samples, if they are at hand, on any device
+)->torch.Tensor:  # (n, y, x), relative to the incident beam
+    "Images of samples on the camera's pixels, before the detector."
+    return intensity(self.waves(idx) if waves is None else waves, m, self.sampling, self.recipe.out_gpts)
 
 # %% ../../nbs/datasets/02_store.ipynb #98287deb
 @patch

@@ -17,7 +17,7 @@ from fastai.data.load import DataLoader
 from torch import nn
 from torch.nn import functional as F
 from ..core import default_device, torch_rng, UserError
-from ..simulate.microscope import expose, intensity, take, to_device
+from ..simulate.microscope import expose, take, to_device
 from ..datasets.recipes import bounds, fingerprint, Recipe
 from ..datasets.samples import conditions
 from ..datasets.store import Store
@@ -47,14 +47,14 @@ def _exposed(store, clean, microscope, idx, draws):  # with counting noise: one 
 # %% ../../nbs/learn/05_height_maps.ipynb #98685227
 def noisy_and_clean(
     store:Store,
-    waves:torch.Tensor,  # complex (n, y, x)
+    waves:torch.Tensor|None,  # complex (n, y, x); None: those that are stored
     idx,  # their sample numbers
     draws:int=0,  # epoch, from 1; 0: the frozen image
 )->torch.Tensor:  # network inputs (n, 2, y, x): as recorded, and without noise
     "Images as the detector records them, and as it would at an infinite dose."
     idx = np.asarray(idx, int)
-    microscope = to_device(conditions(store.recipe, idx, draws), waves.device)
-    clean = intensity(waves, microscope, store.sampling, store.recipe.out_gpts)
+    microscope = to_device(conditions(store.recipe, idx, draws), 'cpu' if waves is None else waves.device)
+    clean = store.noise_free(idx, microscope, waves)
     noisy = _exposed(store, clean, microscope, idx, draws)
     return torch.cat([relative_input(noisy), relative_input(clean)], 1)
 
@@ -97,7 +97,7 @@ class HeightLoader(WaveLoader):
 # %% ../../nbs/learn/05_height_maps.ipynb #c31fda7b
 def _frozen_pair(store, idx):  # network inputs (n, 2, y, x), noisy and clean, in the order of `idx`
     both = torch.empty(len(idx), 2, *[store.recipe.out_gpts]*2)
-    for part, rows, numbers in store.parts(idx): both[rows] = noisy_and_clean(part, part.waves(numbers), numbers)
+    for part, rows, numbers in store.parts(idx): both[rows] = noisy_and_clean(part, None, numbers)
     return both
 
 # %% ../../nbs/learn/05_height_maps.ipynb #7522967c
