@@ -59,11 +59,11 @@ def frequencies(
 # %% ../../nbs/simulate/05_potential.ipynb #6456afc6
 def _resized(spectrum, n, dim):  # a spectrum cut or zero-padded to n values along one axis, amplitudes unchanged
     old = spectrum.shape[dim]
-    common = torch.fft.fftfreq(min(old, n), 1/min(old, n)).round().long()  # signed indices that both grids have
-    shape = list(spectrum.shape); shape[dim] = n
-    values = spectrum.index_select(dim, (common % old).to(spectrum.device))*(n/old)
-    out = torch.zeros(shape, dtype=values.dtype, device=values.device)
-    return out.index_copy_(dim, (common % n).to(values.device), values)
+    k = min(old, n)  # frequencies that both grids have
+    first, last = spectrum.narrow(dim, 0, (k + 1)//2)*(n/old), spectrum.narrow(dim, old - k//2, k//2)*(n/old)
+    if n <= old: return torch.cat([first, last], dim)
+    shape = list(spectrum.shape); shape[dim] = n - old
+    return torch.cat([first, first.new_zeros(shape), last], dim)
 
 # %% ../../nbs/simulate/05_potential.ipynb #9e6c0dc9
 def crop_spectrum(
