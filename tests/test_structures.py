@@ -208,7 +208,7 @@ def test_equal_seeds_equal_atoms():
 
 @pytest.mark.parametrize('call', [
     lambda: particle('dodecahedron', 50, rng(0)), lambda: particle('cube', 1, rng(0)), lambda: particle('cube', 50, rng(0), 'Fe'),
-    lambda: assemble([particle('cube', 20, rng(0))]*2, 60, None, [(0, 0), (21, 0)]),
+    lambda: assemble([particle('cube', 20, rng(0))]*2, 60, None, [(0, 0), (1, 0)]),
     lambda: lattice_constant('Xx'), lambda: assemble(particle('cube', 60, rng(0)), 30),
     lambda: projected_sizes(particle('cube', 30, rng(0))[:2]), lambda: particle('Wulff', 50, rng(0)), lambda: particle('cube', 50, rng(0), a=0.1),
     lambda: particle('Wulff', 50, rng(0), surface_energies={(0, 0, 0): 1.}), lambda: particle('Wulff', 50, rng(0), surface_energies={(1, 1, 1): -1.}),

@@ -383,7 +383,7 @@ def _poisson(image, scale, generator, out=None):
 # %% ../../nbs/simulate/07_microscope.ipynb #44397d0f
 def _blurred_noise(image, counts, m, generator):  # signal through the MTF, noise through the NTF
     noise = counts - image
-    if _nonzero(m.dqe):
+    if isinstance(m.dqe, torch.Tensor) or m.dqe != 1:
         extra = (image*(1/_per_image(m.dqe, image) - 1)).clamp(min=0).sqrt()
         noise = noise + extra*torch.empty_like(image).normal_(generator=generator)
     mtf = 1. if m.mtf is None else m.mtf
