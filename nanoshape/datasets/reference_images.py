@@ -31,11 +31,10 @@ def exact_image(
     "A sample's image by the most exact path, under its frozen conditions."
     atoms, points = sample(recipe, i)[0], 2*round(recipe.box_nm*NM/pixel/2)
     sigmas = {s: (b/8/np.pi**2)**.5 for s, b in debye_waller_factors(set(atoms.symbols)).items()}
-    m, total = changed(conditions(recipe, [i]), foci=REFERENCE_FOCI), 0.
-    for moved in frozen_phonons(atoms, sigmas, phonons, rng(recipe.seed, 'phonons', i)):
-        wave = exit_waves(moved, points, recipe.energy_kev*1e3, SLICE, absorption=recipe.absorption)
-        total = total + intensity(wave, m, recipe.sampling, recipe.out_gpts)[0].double()
-    return (total/phonons).float()
+    moved = frozen_phonons(atoms, sigmas, phonons, rng(recipe.seed, 'phonons', i))
+    waves = exit_waves(moved, points, recipe.energy_kev*1e3, SLICE, absorption=recipe.absorption)
+    m = changed(conditions(recipe, [i]), foci=REFERENCE_FOCI)
+    return intensity(waves, m, recipe.sampling, recipe.out_gpts).double().mean(0).float()
 
 # %% ../../nbs/datasets/04_reference_images.ipynb #339f65f3
 def write_reference(
