@@ -4,7 +4,7 @@
 
 (a) exit waves: batches of particles on carbon at 128, 256 and 512 px, and one 40 nm field of 20 particles at 1024 px.
 (b) from atoms to a focal series of 20 images with aberrations, coherence and Poisson noise.
-(c) exit waves per second on the grids of recipes (`training` grade) and of refining (`fine`), see nbs/figures/convergence.ipynb.
+(c) exit waves per second on the grids of recipes (`training` grade) and of refining (`fine`), see nbs/experiments/convergence.ipynb.
 
 `floor` is the time of the FFTs of a multislice calculation with a band limit (per slice with atoms: one real pair for the potential, one complex
 pair for the band limit of the phase grating; per slice: one complex pair for propagation), on preallocated memory, the best of torch in several batch
