@@ -50,7 +50,7 @@ def test_nothing_is_pushed_by_default_and_the_draws_stay_the_same():
 
 
 def test_data_sets_from_before_keep_their_names():
-    r = recorded_recipe(read_yaml(project_root()/'data/recipes/shape_study_laptop.yaml'))
+    r = recorded_recipe(read_yaml(project_root()/'data/recipes/shape_study_laptop.yaml') | dict(gpts=256, slice_nm=.2))
     assert fingerprint(wave_recipe(r)) == '2fb25227c1ac'  # as in data/results/fresh.csv
     assert fingerprint(make_recipe(name='f', kind='field', touching=.1)) != fingerprint(make_recipe(name='f', kind='field'))
 

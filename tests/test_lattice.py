@@ -47,7 +47,7 @@ def test_a_turned_particle_has_the_same_axis():
     for angle in (0, 33, 71):
         turn = Rotation.from_euler('z', angle, degrees=True)*Rotation.align_vectors([[0, 0, 1]], [[0, 1, 1]])[0]
         atoms = assemble(rotated(particle('octahedron', 45., rng(0), 'Au'), turn.as_matrix()), 80.)
-        wave = exit_waves(atoms, 384, 300e3, out_gpts=192)
+        wave = exit_waves(atoms, 384, 300e3, out_gpts=192, debye_waller={'Au': .6})
         im = images(wave, Microscope(300e3, defocus=40., focal_spread=30., dose=3e3), 80/192, torch_rng(0)).numpy()
         found = indexed(find_spots(im[32:160, 32:160]), 80/192)
         assert found['axis'] == '011' and found['planes'].count('111') == 2

@@ -147,7 +147,7 @@ def test_far_from_focus_or_with_coarse_pixels_no_shape_is_named(run):
 def test_noise_is_told_from_a_lattice_whatever_the_camera_counts():
     r = make_recipe(name='one', seed=3, size_nm=5, support_nm=2)
     wave, _, _ = waves_of(r, [0])
-    at = lambda **dose: images(wave, Microscope(3e5, defocus=60., focal_spread=40., **dose), r.sampling, torch_rng(0)).numpy()
+    at = lambda **dose: images(wave, Microscope(3e5, defocus=60., focal_spread=40., **dose), r.sampling, torch_rng(0), r.out_gpts).numpy()
     shares = [noise_share(at(dose=dose)).item() for dose in (100., 1e3, 1e4)] + [noise_share(at()).item()]
     assert shares[0] > .85 and shares == sorted(shares)[::-1]
     for counts in (at(dose=100.), at(dose=1e4)): assert np.isclose(noise_share(7*counts + 300), noise_share(counts), rtol=1e-3)

@@ -127,9 +127,11 @@ def test_the_sweeps_that_are_kept_name_what_their_notebooks_have():
     assert len(files) >= 8
     for f in files:
         for profile in ('laptop', 'full'):
-            if profile == 'full' and f.stem == 'training_size':
+            if f.stem == 'reference_images' or profile == 'full' and f.stem == 'training_size':
                 continue
             notebook, runs, _ = load_sweep(f, profile)
+            if f.stem == 'convergence':  # nothing is trained
+                continue
             seeds = {r['seed'] for r in runs.values()}
             one_network = f.stem in ('shape_study', 'crystallinity_micrographs')
             assert notebook.is_file() and (len(seeds) >= 3 or one_network) and (profile == 'laptop' or len(seeds) == 10)

@@ -13,6 +13,7 @@ import json
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from ..core import NM, UserError, project_root, rng, whole_file
 from .recipes import DRAWN_LAST, Recipe, make_recipe
 from .samples import MAPS, conditions, sample, truth_map
@@ -22,6 +23,11 @@ from ..simulate.multislice import debye_waller_factors, exit_waves, frozen_phono
 # %% ../../nbs/datasets/04_reference_images.ipynb #f389e5c2
 PIXEL, SLICE, REFERENCE_FOCI = 10*NM/768, 1., 15  # Å; Å; nodes of the average over focus
 
+# %% ../../nbs/datasets/04_reference_images.ipynb #a120a483
+def _sigmas(symbols):  # Å along each axis, by element
+    return {s: (b/8/np.pi**2)**.5 for s, b in debye_waller_factors(set(symbols)).items()}
+
+# %% ../../nbs/datasets/04_reference_images.ipynb #b03d8f33
 def exact_image(
     recipe:Recipe,
     i:int,  # sample number
@@ -30,8 +36,7 @@ def exact_image(
 )->torch.Tensor:  # (y, x), noise-free, on the camera's pixels
     "A sample's image by the most exact path, under its frozen conditions."
     atoms, points = sample(recipe, i)[0], 2*round(recipe.box_nm*NM/pixel/2)
-    sigmas = {s: (b/8/np.pi**2)**.5 for s, b in debye_waller_factors(set(atoms.symbols)).items()}
-    moved = frozen_phonons(atoms, sigmas, phonons, rng(recipe.seed, 'phonons', i))
+    moved = frozen_phonons(atoms, _sigmas(atoms.symbols), phonons, rng(recipe.seed, 'phonons', i))
     waves = exit_waves(moved, points, recipe.energy_kev*1e3, SLICE, absorption=recipe.absorption)
     m = changed(conditions(recipe, [i]), foci=REFERENCE_FOCI)
     return intensity(waves, m, recipe.sampling, recipe.out_gpts).double().mean(0).float()
@@ -56,6 +61,12 @@ def write_reference(
 # %% ../../nbs/datasets/04_reference_images.ipynb #8c4c9199
 DETECTOR = ('dose', 'readout_noise', *(k for k in DRAWN_LAST if k != 'aperture_mrad'))  # keys that act on a finished image
 
+def _read(path):  # images, maps, labels, recipe, and what made them
+    with np.load(path, allow_pickle=False) as f: images, maps, about, labels = (f[k] for k in ('images', 'maps', 'about', 'labels'))
+    about = json.loads(str(about))
+    return images, maps, pd.DataFrame(json.loads(str(labels))), make_recipe(**about.pop('recipe')), about
+
+# %% ../../nbs/datasets/04_reference_images.ipynb #3cba4f00
 class ReferenceImages:
     """Reference images, to be scored like a `Store`: `len`, `labels`, `recipe`, `sampling` (Å per pixel), `maps(idx)`,
     `noise_free(idx)`. Raises `UserError` for a file that holds none."""
@@ -64,22 +75,30 @@ class ReferenceImages:
     ):
         self.path = Path(path) if str(path).endswith('.npz') else project_root()/f'data/reference/{path}.npz'
         if not self.path.is_file(): raise UserError(f'there are no reference images {self.path}')
-        try:
-            with np.load(self.path, allow_pickle=False) as f:
-                self.images, self._maps, about, labels = (f[k] for k in ('images', 'maps', 'about', 'labels'))
-            self.made_with = json.loads(str(about))
-            self.recipe = make_recipe(**self.made_with.pop('recipe'))
-            self.labels = pd.DataFrame(json.loads(str(labels)))
+        try: self.images, self._maps, self.labels, self.recipe, self.made_with = _read(self.path)
         except (ValueError, KeyError, OSError): raise UserError(f'{self.path} holds no reference images') from None
         self.sampling, self.gpts = self.recipe.sampling, self.recipe.out_gpts
     def __len__(self): return len(self.images)
     def maps(self, idx): return self._maps[np.asarray(idx, int)]
     def parts(self, idx): yield self, np.arange(len(idx)), np.asarray(idx, int)
-    def noise_free(self, idx, m:Microscope|None=None, waves=None):  # (n, y, x); the conditions are those they were made with
-        return torch.from_numpy(self.images[np.asarray(idx, int)].astype(np.float32))
-    def imaged(self, **changes):  # by another detector: of the recipe, keys in `DETECTOR`
-        if other := [k for k in changes if k not in DETECTOR]:
-            raise UserError(f'{other[0]} cannot be changed: reference images are finished but for the detector')
-        view = copy(self)
-        view.recipe = make_recipe(**{**asdict(self.recipe), **changes})
-        return view
+
+# %% ../../nbs/datasets/04_reference_images.ipynb #d843315b
+@patch
+def noise_free(self:ReferenceImages,
+    idx,  # sample numbers
+    m:Microscope|None=None, waves=None,  # as for a store, without effect
+)->torch.Tensor:  # (n, y, x), relative to the incident beam
+    "Images before the detector, under the conditions that they were made with."
+    return torch.from_numpy(self.images[np.asarray(idx, int)].astype(np.float32))
+
+# %% ../../nbs/datasets/04_reference_images.ipynb #7fc0d98a
+@patch
+def imaged(self:ReferenceImages,
+    **changes,  # of the recipe: keys in `DETECTOR`
+)->ReferenceImages:
+    "The same images by another detector. Raises `UserError` for other changes."
+    if other := [k for k in changes if k not in DETECTOR]:
+        raise UserError(f'{other[0]} cannot be changed: reference images are finished but for the detector')
+    view = copy(self)
+    view.recipe = make_recipe(**{**asdict(self.recipe), **changes})
+    return view

@@ -385,7 +385,8 @@ def imaged(self:Store,
     if other := [k for k in changes if k not in (*IMAGING, 'name', 'out_gpts')]:
         raise UserError(f'{other[0]} decides the waves, which are there already: simulate another recipe')
     view = copy(self)
-    view.recipe = make_recipe(**{**asdict(self.recipe), 'wave_gpts': self.recipe.wave_px, **changes})
+    kept = {'wave_gpts': self.recipe.wave_px} if 'out_gpts' in changes else {}  # the waves stay as fine as they are
+    view.recipe = make_recipe(**{**asdict(self.recipe), **kept, **changes})
     view.sampling = view.recipe.sampling
     if view.recipe.out_gpts > self.gpts:
         raise UserError(f'out_gpts: the stored waves have {self.gpts} pixels and no more')

@@ -123,15 +123,17 @@ def batch_size(
 ENGINES = 'nanoshape', 'abtem'
 STEEPEST = .05  # rad, of a tilted beam
 
-def _check_options(engine, planes, tilt, options):  # `options`: those that abTEM does not get, if they are used
+def _check_options(engine, planes, tilt, own):  # `own`: which of this engine's options are used
     if engine not in ENGINES: raise UserError(f'there is no engine {engine!r}: use nanoshape or abtem')
     if planes not in PLANES: raise UserError(f'planes are {" or ".join(PLANES)}, not {planes!r}')
     if not max(map(abs, tilt)) <= STEEPEST:
         raise UserError(f'a tilt of {tuple(tilt)} rad is beyond the approximation, which holds up to {STEEPEST} rad: '
                         'rotate the structure instead')
-    if engine == 'abtem' and options: raise UserError(f'the engine abtem does not take {", ".join(options)}')
+    used = [k for k, v in own.items() if v]
+    if engine == 'abtem' and used: raise UserError(f'the engine abtem does not take {", ".join(used)}')
 
-def _check_structures(structures, shape, energy, slice_thickness):
+def _check_structures(structures, shape, energy, slice_thickness, positions_of_list):
+    if positions_of_list: raise UserError('positions go with a single structure')
     if not structures: raise UserError('give at least one structure')
     for a in structures: check_structure(a, shape, energy, slice_thickness)
     if np.ptp([a.cell.lengths()[:2] for a in structures], axis=0).max() > 1e-6:
@@ -166,25 +168,21 @@ def exit_waves(
     scattering:Scattering='lobato',  # abTEM's table (lobato, kirkland, peng), or {symbol: f_e(g)}, g in 1/Å, f_e in Å
     edge:str='none',  # of a band limit at ⅔ of Nyquist: 'none' keeps everything; 'taper', as abTEM; 'hard', as Dr. Probe
     planes:str='middle',  # where a slice's potential acts; or 'entrance', as in abTEM and Dr. Probe
-    dtype:torch.dtype=torch.float32,  # precision, or float64
-    device:str|torch.device='cpu',
+    dtype:torch.dtype=torch.float32, device:str|torch.device='cpu',  # precision, or float64
     out_gpts:int|tuple[int,int]|None=None,  # pixels after Fourier cropping; default: `gpts`
     tilt:tuple[float,float]=(0., 0.),  # rad, beam towards +x, +y
     debye_waller:dict[str,float]|None=None,  # B in Å² by element
     absorption:float=0.,  # imaginary over real potential
     positions:torch.Tensor|None=None,  # Å (atom, 3): instead of one structure's own, to differentiate by x and y
-    memory:float=2e9,  # bytes
-    engine:str='nanoshape',  # or 'abtem'
+    memory:float=2e9, engine:str='nanoshape',  # bytes; or 'abtem'
 )->torch.Tensor:  # complex (y, x), or (n, y, x) for a list
-    """Exit waves of a unit plane wave by multislice (Kirkland 2020, ch. 6), in the frame of the beam. A position's z only
-    chooses the slice: it has no gradient. Raises `UserError` for what makes no sense."""
+    """Exit waves of a unit plane wave (Kirkland 2020, ch. 6), in the frame of the beam. A position's z only chooses its
+    slice and has no gradient. Raises `UserError` for what makes no sense."""
     single, shape, out = isinstance(atoms, Atoms), yx(gpts), yx(out_gpts or gpts)
     structures = [atoms] if single else list(atoms)
-    if positions is not None and not single: raise UserError('positions go with a single structure')
-    own = dict(edge=edge != 'none', planes=planes != 'middle', tilt=any(tilt), debye_waller=bool(debye_waller),
-               absorption=bool(absorption), positions=positions is not None, dtype=dtype != torch.float32)
-    _check_options(engine, planes, tilt, [k for k, used in own.items() if used])
-    _check_structures(structures, shape, energy, slice_thickness)
+    _check_options(engine, planes, tilt, dict(edge=edge != 'none', planes=planes != 'middle', tilt=any(tilt),
+        debye_waller=debye_waller, absorption=absorption, positions=positions is not None, dtype=dtype != torch.float32))
+    _check_structures(structures, shape, energy, slice_thickness, positions is not None and not single)
     if engine == 'abtem': waves = _abtem(structures, shape, energy, slice_thickness, scattering, out, device)
     else:
         grid, factors = grid_and_factors(structures, shape, energy, slice_thickness, scattering, edge, dtype, device,

@@ -44,7 +44,11 @@ def interaction(
     return wavelength(energy)*(1 + energy*_e/(_me*_c**2))/VOLT
 
 # %% ../../nbs/simulate/05_potential.ipynb #6f04b18c
-def yx(v): return tuple(v) if isinstance(v, (tuple, list)) else (v, v)  # a number → the same in y and in x
+def yx(
+    v,  # a number, or two, in y and in x
+)->tuple:  # of two
+    "The same number in y and in x, unless there are two."
+    return tuple(v) if isinstance(v, (tuple, list)) else (v, v)
 
 # %% ../../nbs/simulate/05_potential.ipynb #1c32dcf3
 def frequencies(
