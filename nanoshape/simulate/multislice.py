@@ -47,6 +47,7 @@ def _transmit64(psi, phase, absorption):  # the same in double precision
         a = math.exp(-absorption*x) if absorption else 1.
         psi[i] *= complex(a*math.cos(x), a*math.sin(x))
 
+# %% ../../nbs/simulate/06_multislice.ipynb #6c7f9cc7
 @njit(cache=True, nogil=True)
 def _multiply(w, factor):  # w ← w·factor, flattened, in place
     for i in range(len(w)): w[i] *= factor[i]
@@ -83,6 +84,7 @@ def _filled(elements, k, n, active):  # the structures, of the first `active` of
     counts = sum(np.diff(bounds[k*n:k*n + active + 1]) for _, bounds, _ in elements.values())
     return np.flatnonzero(counts)
 
+# %% ../../nbs/simulate/06_multislice.ipynb #42d80d20
 def _through(w, elements, factors, k, n, grid, absorption, xy, each):  # spectra of the active structures behind slice k
     active, filled = len(w), _filled(elements, k, n, len(w))
     phase = slice_phase(grid, elements, factors, k, n, active, xy, each)
@@ -92,6 +94,7 @@ def _through(w, elements, factors, k, n, grid, absorption, xy, each):  # spectra
     new[some] = _step(w[some], phase[some], grid, absorption, each)
     return new
 
+# %% ../../nbs/simulate/06_multislice.ipynb #706b73eb
 def _propagate(batch, grid, factors, absorption, planes, out, positions=None, each=map):
     # exit waves (n, *out) of structures ordered tallest first
     n, counts = len(batch), [slice_count(a, grid.dz) for a in batch]
@@ -150,6 +153,7 @@ def _threads(n):  # `map` on up to n threads, as many as torch may use
     else:
         with ThreadPoolExecutor(n) as pool: yield pool.map
 
+# %% ../../nbs/simulate/06_multislice.ipynb #6fb570a0
 def _in_batches(structures, grid, n, *given):  # at most n structures at a time
     if grid.compiled:
         threads = torch.get_num_threads()
