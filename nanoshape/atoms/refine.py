@@ -40,7 +40,7 @@ def optics(recipe:Recipe)->dict:  # for a network's card
     return {k: bounds(getattr(recipe, k)) for k in names} | {'mtf': (1., 1.) if recipe.mtf is None else bounds(recipe.mtf)}
 
 # %% ../../nbs/atoms/06_refine.ipynb #f31f75a7
-FIT_FOCI = 3  # nodes of the average over focus: 0.02 of the contrast from the limit, in less than half of the time
+FIT_FOCI = 3  # nodes of the average over focus: fewer than recipes have, since time goes with them
 
 def trained_microscope(
     card:Card,  # of a network for heights, with `optics`

@@ -350,6 +350,7 @@ def _check_apart(atoms, width):  # particles must not stand in each other
         a, b = sorted(owner[overlap[0]].tolist())
         raise UserError(f'particles {a} and {b} overlap: some of their atoms are closer than {CLOSEST:g} Å; move them apart')
 
+# %% ../../nbs/simulate/02_structures.ipynb #f01a77e6
 def assemble(
     particles:Atoms|Sequence[Atoms],  # any number, any position
     width:float,  # Å, box in x and y
