@@ -171,8 +171,10 @@ def test_tilt_shears_and_absorption_absorbs():
 def test_debye_waller_is_the_mean_of_frozen_phonons():
     """Weak-phase limit: the mean wave over displacements is the wave damped by exp(−B g²/4), B = 8π² σ²."""
     atoms, sigma = Atoms('C', [(5, 5, 1)], cell=(10, 10, 2)), .15
-    hot = exit_waves(frozen_phonons(atoms, {'C': sigma}, 600, np.random.default_rng(0)), 64).mean(0)
-    damped = exit_waves(atoms, 64, debye_waller={'C': 8*np.pi**2*sigma**2})
+    b = {'C': 8*np.pi**2*sigma**2}
+    moved = frozen_phonons(atoms, b, 600, np.random.default_rng(0))
+    assert abs(np.std([a.positions[:, :2] for a in moved])/sigma - 1) < .1
+    hot, damped = exit_waves(moved, 64).mean(0), exit_waves(atoms, 64, debye_waller=b)
     assert relative(hot.numpy() - 1, damped.numpy() - 1) < .05 < relative(exit_waves(atoms, 64).numpy() - 1, damped.numpy() - 1)
 
 

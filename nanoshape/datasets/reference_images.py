@@ -23,10 +23,6 @@ from ..simulate.multislice import debye_waller_factors, exit_waves, frozen_phono
 # %% ../../nbs/datasets/04_reference_images.ipynb #f389e5c2
 PIXEL, SLICE, REFERENCE_FOCI = 10*NM/768, 1., 15  # Å; Å; nodes of the average over focus
 
-# %% ../../nbs/datasets/04_reference_images.ipynb #a120a483
-def _sigmas(symbols):  # Å along each axis, by element
-    return {s: (b/8/np.pi**2)**.5 for s, b in debye_waller_factors(set(symbols)).items()}
-
 # %% ../../nbs/datasets/04_reference_images.ipynb #b03d8f33
 def exact_image(
     recipe:Recipe,
@@ -36,7 +32,7 @@ def exact_image(
 )->torch.Tensor:  # (y, x), noise-free, on the camera's pixels
     "A sample's image by the most exact path, under its frozen conditions."
     atoms, points = sample(recipe, i)[0], 2*round(recipe.box_nm*NM/pixel/2)
-    moved = frozen_phonons(atoms, _sigmas(atoms.symbols), phonons, rng(recipe.seed, 'phonons', i))
+    moved = frozen_phonons(atoms, debye_waller_factors(set(atoms.symbols)), phonons, rng(recipe.seed, 'phonons', i))
     waves = exit_waves(moved, points, recipe.energy_kev*1e3, SLICE, absorption=recipe.absorption)
     m = changed(conditions(recipe, [i]), foci=REFERENCE_FOCI)
     return intensity(waves, m, recipe.sampling, recipe.out_gpts).double().mean(0).float()

@@ -238,12 +238,12 @@ def _displaced(atoms, sigma, generator):  # a copy; sigma (atom, 1) in Å
 # %% ../../nbs/simulate/06_multislice.ipynb #242e8948
 def frozen_phonons(
     atoms:Atoms,
-    sigmas:dict[str,float],  # Å by element, standard deviation along each axis: √(B/8π²)
+    factors:dict[str,float],  # B in Å² by element, as for `exit_waves`
     n:int,  # configurations
     generator:np.random.Generator,
 )->list[Atoms]:
-    """Copies with displaced atoms, wrapped in x and y and kept inside the cell in z; average their intensities.
-    Raises `UserError` for an element without a sigma."""
-    if missing := set(atoms.symbols) - set(sigmas): raise UserError(f'sigmas lacks {", ".join(sorted(missing))}')
-    sigma = np.array([sigmas[x] for x in atoms.symbols])[:, None]
+    """Copies with displaced atoms, by √(B/8π²) along each axis, wrapped in x and y and kept inside the cell in z; average
+    their intensities. Raises `UserError` for an element without a factor."""
+    if missing := set(atoms.symbols) - set(factors): raise UserError(f'no Debye–Waller factor is given for {", ".join(sorted(missing))}')
+    sigma = np.array([(factors[x]/8/math.pi**2)**.5 for x in atoms.symbols])[:, None]
     return [_displaced(atoms, sigma, generator) for _ in range(n)]
