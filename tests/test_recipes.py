@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conftest import ROOT
 from nanoshape.core import NM, UserError, rng, torch_rng
 from nanoshape.datasets.batches import check_split, dataloaders, fresh_images, frozen_images, save_images, write_card
-from nanoshape.simulate.microscope import images, take
+from nanoshape.simulate.microscope import displacement, images, take
 from nanoshape.datasets.recipes import KINDS, SPREADS_TAKE, bounds, draw, fingerprint, load_recipe, make_recipe
 from nanoshape.datasets.samples import class_of, conditions, sample, truth_map, waves_of
 
@@ -109,6 +109,12 @@ def test_outlines_in_the_map_cover_the_particles():
 def test_few_orientations_are_few():
     r = make_recipe(**dict(SMALL, classes=['cube'], structures=40, orientations=3))
     assert len({round(sample(r, i)[1]['angle_100'], 6) for i in range(40)}) == 3
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'data/recipes').glob('*.yaml')), ids=lambda p: p.stem)
+def test_no_recipe_asks_for_images_that_wrap_around(path):
+    r = load_recipe(path)
+    assert displacement(conditions(r, range(min(len(r), 2000))), 1/(2*r.sampling)) <= r.box_nm*NM/2
 
 
 def test_conditions_follow_the_recipe():
