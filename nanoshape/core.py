@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['NM', 'PARTICLES', 'SURVEY', 'COLUMNS', 'IMAGES', 'UserError', 'project_root', 'shared_data', 'runs_folder', 'rng',
-           'torch_rng', 'seed_everything', 'default_device', 'whole_file', 'write_json', 'read_json', 'read_yaml',
-           'checksum', 'own_files', 'check_replaceable', 'result_folder', 'start_results', 'commit', 'provenance']
+           'torch_rng', 'seed_everything', 'default_device', 'thread_map', 'whole_file', 'write_json', 'read_json',
+           'read_yaml', 'checksum', 'own_files', 'check_replaceable', 'result_folder', 'start_results', 'commit',
+           'provenance']
 
 # %% ../nbs/00_core.ipynb #a9d2c96f
 import errno, hashlib, json, os, re, secrets, shutil, subprocess, sys, warnings, zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -84,6 +86,24 @@ def default_device()->'torch.device':
     "CUDA where there is one, else the CPU."
     import torch
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+# %% ../nbs/00_core.ipynb #0c9b53d2
+def _start_thread():
+    import torch
+    torch.set_num_threads(1); torch.set_grad_enabled(False)
+
+@contextmanager
+def thread_map(
+    n:int,  # pieces of work
+):
+    """Yields a `map` that works on as many of n pieces side by side as torch may use threads, each on one core. Threads
+    compute without gradients; for a single piece, or a single thread, it is the usual `map`."""
+    import torch
+    own = torch.get_num_threads()
+    if min(n, own) < 2: yield map; return
+    try:
+        with ThreadPoolExecutor(min(n, own), initializer=_start_thread) as pool: yield pool.map
+    finally: torch.set_num_threads(own)  # parts of torch have one number for all threads
 
 # %% ../nbs/00_core.ipynb #d7322f92
 @contextmanager

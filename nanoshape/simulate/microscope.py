@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numba import njit
 from scipy.fft import next_fast_len
-from ..core import UserError
+from ..core import UserError, thread_map
 from .potential import yx, crop_spectrum, frequencies, wavelength
 
 # %% ../../nbs/simulate/07_microscope.ipynb #971aea27
@@ -173,24 +173,54 @@ def enough_foci(
     return next(n for n in range(1, 200) if error(n) < within)
 
 # %% ../../nbs/simulate/07_microscope.ipynb #e819188b
-def _lens(m, shape, sampling, like):  # transfer of the wave, once for all foci; Å per pixel of the wave
-    averaged = not (isinstance(m.foci, int) and m.foci == 1)
-    return transfer(shape, sampling, changed(m, focal_spread=0.) if averaged else m, like.device, like.real.dtype)
+def _is_average(m): return not (isinstance(m.foci, int) and m.foci == 1)  # else the envelope stands for the spread of focus
 
+def _lens(m, shape, sampling, like):  # transfer of the wave, once for all foci; Å per pixel of the wave
+    return transfer(shape, sampling, changed(m, focal_spread=0.) if _is_average(m) else m, like.device, like.real.dtype)
+
+def _refocusing(z, m, sampling, like):  # factors (…, y, 1) and (…, 1, x) for z times the focal spread of additional underfocus
+    g = frequencies(like.shape[-2:], sampling, like.device, like.real.dtype)
+    phases = (torch.pi*wavelength(m.energy)*z*_per_image(m.focal_spread, q)*q**2 for q in g)
+    return [torch.polar(torch.ones_like(p), p) for p in phases]
+
+# %% ../../nbs/simulate/07_microscope.ipynb #748a90e4
+@njit(cache=True, nogil=True)
+def _refocus(spectrum, y, x, out):  # out ← spectrum × y × x, at its frequencies; at the higher ones `out` stays as it is
+    (ny, nx), down, right = spectrum.shape, out.shape[0] - len(y), out.shape[1] - len(x)
+    for j in range(ny):
+        row = out[j if j < (ny + 1)//2 else j + down]
+        for i in range((nx + 1)//2): row[i] = spectrum[j, i]*(y[j]*x[i])
+        for i in range((nx + 1)//2, nx): row[i + right] = spectrum[j, i]*(y[j]*x[i])
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _add_squared(total, w, weight):  # total ← total + weight·|w|², flattened
+    for i in range(len(w)): total[i] += weight*(w[i].real*w[i].real + w[i].imag*w[i].imag)
+
+# %% ../../nbs/simulate/07_microscope.ipynb #28950b2e
+def _alone(spectrum, y, x):  # is it one wave on a processor, without gradients?
+    single = all(math.prod(a.shape[:-2]) == 1 for a in (spectrum, y, x))
+    return spectrum.device.type == 'cpu' and single and not (spectrum.requires_grad or y.requires_grad)
+
+def _averaged_alone(spectrum, factors, weights, fine):  # `_averaged` of one wave
+    one, big = spectrum.resolve_conj().reshape(spectrum.shape[-2:]).numpy(), spectrum.new_zeros(yx(fine))
+    total = torch.zeros(big.shape, dtype=big.real.dtype)
+    scale = (big.numel()/spectrum.numel())**2
+    for w, (y, x) in zip(weights, factors):
+        _refocus(one, y.flatten().numpy(), x.flatten().numpy(), big.numpy())
+        wave = torch.fft.ifft2(big)
+        _add_squared(total.view(-1).numpy(), wave.view(-1).numpy(), total.numpy().dtype.type(w*scale))
+    return total.view(*spectrum.shape[:-2], *big.shape)
+
+# %% ../../nbs/simulate/07_microscope.ipynb #a53da910
 def _squared(spectrum, fine):  # intensity of a wave on a grid of `fine` points
     w = torch.view_as_real(torch.fft.ifft2(crop_spectrum(spectrum, fine)))
     return w[..., 0]**2 + w[..., 1]**2
 
-# %% ../../nbs/simulate/07_microscope.ipynb #a53da910
-def _refocused(spectrum, z, m, sampling):  # with z times the focal spread of additional underfocus
-    g = frequencies(spectrum.shape[-2:], sampling, spectrum.device, spectrum.real.dtype)
-    y, x = (torch.pi*wavelength(m.energy)*z*_per_image(m.focal_spread, q)*q**2 for q in g)
-    return spectrum*torch.polar(torch.ones_like(y), y)*torch.polar(torch.ones_like(x), x)
-
 def _averaged(spectrum, m, sampling, fine):  # intensity of transferred waves, averaged over foci, on `fine` points
-    if isinstance(m.foci, int) and m.foci == 1 or not _nonzero(m.focal_spread): return _squared(spectrum, fine)
-    return sum(float(weight)*_squared(_refocused(spectrum, float(z), m, sampling), fine)
-               for z, weight in zip(*focus_nodes(m.foci)))
+    z, weights = focus_nodes(m.foci if _is_average(m) and _nonzero(m.focal_spread) else 1)
+    factors = [_refocusing(float(f), m, sampling, spectrum) for f in z]
+    if _alone(spectrum, *factors[0]): return _averaged_alone(spectrum, factors, weights, fine)
+    return sum(float(w)*_squared(spectrum*y*x, fine) for w, (y, x) in zip(weights, factors))
 
 # %% ../../nbs/simulate/07_microscope.ipynb #33173d60
 def _half_frequencies(shape, like):  # cycles per pixel (y, 1) and (1, x/2+1) of an image's half spectrum
@@ -256,13 +286,15 @@ def _batch(waves, m):  # number of images, if waves and conditions together are 
     return shape[0] if len(shape) == 1 else None
 
 # %% ../../nbs/simulate/07_microscope.ipynb #3f5aa9ff
-def _pieces(spectrum, m, sampling, shape, n):  # `_image` of a batch of n, one at a time
-    tensors, points = [v for v in m.values.values() if isinstance(v, torch.Tensor)], spectrum.shape[-2:]
-    same = not any(len(v) == n for v in tensors)  # conditions for all of them
-    lens = _lens(m, points, _of_wave(sampling, shape, points), spectrum) if same else None
-    for k in range(n):
-        one = lambda v, some=slice(k, k + 1): v[some] if len(v) == n else v
-        yield _image(one(spectrum) if spectrum.ndim == 3 else spectrum, m if same else _map(m, one), sampling, shape, lens)
+def _one_of(n, waves, m, sampling, shape):  # a function of k: `_image` number k of a batch of n
+    tensors, points = [v for v in m.values.values() if isinstance(v, torch.Tensor)], waves.shape[-2:]
+    same, one_wave = not any(len(v) == n for v in tensors), waves.ndim == 2 or len(waves) == 1  # for all images
+    spectrum = torch.fft.fft2(waves) if one_wave else None
+    lens = _lens(m, points, _of_wave(sampling, shape, points), waves) if same else None
+    def image(k):
+        some = lambda v: v[k:k + 1] if len(v) == n else v
+        return _image(spectrum if one_wave else torch.fft.fft2(some(waves)), m if same else _map(m, some), sampling, shape, lens)
+    return image
 
 def _differentiable(waves, m):  # are gradients wanted, of the waves or of a condition?
     tensors = (v for v in (waves, *m.values.values()) if isinstance(v, torch.Tensor))
@@ -305,13 +337,11 @@ def intensity(
     shape, sampling = yx(gpts or tuple(waves.shape[-2:])), yx(sampling)
     if not min(sampling) > 0: raise UserError(f'a pixel size of {sampling} Å makes no sense')
     _check_field(m, sampling, shape)
-    spectrum, n = torch.fft.fft2(waves), _batch(waves, m)
-    if waves.device.type != 'cpu' or n is None or n <= 1: return _image(spectrum, m, sampling, shape)
-    pieces = _pieces(spectrum, m, sampling, shape, n)
-    if _differentiable(waves, m): return torch.cat(list(pieces))
-    out = torch.empty((n, *shape), dtype=spectrum.real.dtype)
-    for k, piece in enumerate(pieces): out[k] = piece[0]
-    return out
+    n = _batch(waves, m)
+    if waves.device.type != 'cpu' or n is None or n <= 1: return _image(torch.fft.fft2(waves), m, sampling, shape)
+    image = _one_of(n, waves, m, sampling, shape)
+    if _differentiable(waves, m): return torch.cat([image(k) for k in range(n)])
+    with thread_map(n) as each: return torch.cat(list(each(image, range(n))))
 
 # %% ../../nbs/simulate/07_microscope.ipynb #51242f62
 @njit(cache=True, nogil=True)

@@ -278,15 +278,14 @@ def _half_spectrum(a, shape):  # real (…, y, x) → (…, shape[0], shape[1]/2
     return torch.cat([w[..., :ny - ny//2, :nx//2 + 1], w[..., fine - ny//2:, :nx//2 + 1]], -2)
 
 # %% ../../nbs/simulate/05_potential.ipynb #f66c94bd
-def _spread_slice(grid, atoms, bounds, table, xy, each):
+def _spread_slice(grid, atoms, bounds, table, xy):
     # one element's `atoms` (`atoms_by_slice`) between the `bounds` of n structures, spread on the fine grid (n, y, x)
     points, _, index = atoms
     n, some = len(bounds) - 1, slice(bounds[0], bounds[-1])
     shape = (n, *grid.fine)
     if xy is None and grid.compiled:
         spread = torch.zeros(shape, dtype=grid.dtype)
-        work = lambda b: _spread(spread[b].numpy(), points[bounds[b]:bounds[b + 1]], table, grid.kernel.width)
-        for _ in each(work, range(n)): pass
+        for b in range(n): _spread(spread[b].numpy(), points[bounds[b]:bounds[b + 1]], table, grid.kernel.width)
         return spread
     p = torch.from_numpy(points[some]).to(grid.device, grid.dtype) if xy is None else xy[index[some]]
     owner = torch.from_numpy(np.repeat(np.arange(n), np.diff(bounds))).to(grid.device)
@@ -300,7 +299,6 @@ def slice_phase(
     k:int,  # slice, counted from 0
     n:int, active:int,  # structures, and how many of them (the first) reach slice k
     xy:torch.Tensor|None=None,  # (atom, 2), pixels: replaces the positions in `elements`, to differentiate by
-    each:Callable=map,  # applies a function to structures, perhaps on several threads
 )->torch.Tensor|None:  # (active, y, x); None if the slice is empty
     "Phase shift σV of slice k in rad, band-limited where the grid's edge is tapered."
     total = None
@@ -308,9 +306,10 @@ def slice_phase(
         bounds = atoms[1][k*n:k*n + active + 1]
         if bounds[-1] == bounds[0]: continue
         factor, table = factors[z]
-        part = _half_spectrum(_spread_slice(grid, atoms, bounds, table, xy, each), grid.shape)*factor
+        part = _half_spectrum(_spread_slice(grid, atoms, bounds, table, xy), grid.shape)*factor
         total = part if total is None else total + part
-    return None if total is None else torch.fft.irfft2(total, s=grid.shape)
+    if total is None or grid.shape[1] % 512: return None if total is None else torch.fft.irfft2(total, s=grid.shape)
+    return torch.fft.irfft(torch.fft.ifft(total, dim=-2).contiguous(), n=grid.shape[1])  # for rows of 4 kB half as long
 
 # %% ../../nbs/simulate/05_potential.ipynb #32d3ced9
 def _factors(grid, elements, scattering, debye_waller):  # {Z: (factor, kernel table)}
