@@ -137,7 +137,7 @@ def abtem_series(atoms, gpts, config, nodes=1):
     around = (FOCI.numpy()[:, None] + 40.*z).ravel()
     with abtem.config.set({'diagnostics.progress_bar': False, **config}):
         wave = abtem_wave(atoms, gpts, config)
-        ctf = abtem.CTF(energy=300e3, defocus=abtem.distributions.from_values(around), Cs=-1e5, focal_spread=40. if nodes == 1 else 0., angular_spread=.2)
+        ctf = abtem.CTF(energy=300e3, defocus=abtem.distributions.from_values(around), Cs=-1e5, focal_spread=40.*(nodes == 1), angular_spread=.2)
         intensity = wave.apply_ctf(ctf).intensity()
         if nodes == 1:
             return intensity.poisson_noise(dose_per_area=5e3).compute()
