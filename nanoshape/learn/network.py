@@ -50,6 +50,7 @@ def _noise_law(v):
         and _number(v.get('power')) and abs(v['power']) <= 10
 
 # %% ../../nbs/learn/03_network.ipynb #e64bc770
+def _truth(v): "true or false"; return isinstance(v, bool)
 def _name(v): "a name"; return isinstance(v, str) and v != ''
 def _table(v): "a table"; return isinstance(v, dict)
 
@@ -76,7 +77,7 @@ _CHECKS = {  # key of a card → check of its value
     'arch': _name, 'classes': _names, 'sampling': _pixel_size, 'gpts': _pixels, 'cut': _pixels,
     'temperature': _temperature, 'temperature_tilted': _temperature, 'noise': _noise_law,
     'threshold': _threshold, 'symmetries': _symmetries,
-    'feret_range_nm': _range, 'fringe_snr_min': _not_negative, 'noise_max': _not_negative, 'spot_min': _not_negative,
+    'feret_range_nm': _range, 'fringe_snr_min': _not_negative, 'noise_max': _not_negative, 'spot_min': _not_negative, 'any_pixel': _truth,
     'material': _name, 'zone': _name, 'heights': _whole_range,
     'energy_kev': _positive, 'defocus_nm': _range, 'optics': _ranges,
     'recipe': _table, 'recipes': _recipes, 'log': _log, 'test': _table, 'other': _table}
@@ -104,6 +105,7 @@ class _Ranges(_Answers):
     fringe_snr_min: float = 0.  # particles: power of the weakest fringes
     noise_max: float = 1.  # particles: share of white noise in an image
     spot_min: float = 0.  # crystallinity: power that a spot must exceed
+    any_pixel: bool = False  # particles: known by their size in pixels, whatever `sampling` says
     material: str|None = None  # heights: of the columns
     zone: str|None = None  # heights: axis along the beam
     heights: tuple|None = None  # heights: fewest and most atoms

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TILE', 'TILE_PIXEL_NM', 'TILE_NOTE', 'SIMULATED_NOTE', 'waves', 'feret_range_nm', 'fringe_floor', 'noise_ceiling',
            'image_logits', 'check_seeds_differ', 'train_and_test', 'recipe_keys', 'subset', 'trained', 'tested',
-           'predictions', 'write_scores', 'detector', 'detections', 'simulated_micrograph', 'sample_micrograph']
+           'predictions', 'write_scores', 'detector', 'size_detector', 'detections', 'simulated_micrograph',
+           'sample_micrograph']
 
 # %% ../../nbs/studies/00_experiments.ipynb #5382d5a0
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from ..datasets.batches import class_index, dataloaders, frozen_inputs, frozen_s
 from ..learn.train import train as fit_model, training_log
 from ..learn.evaluate import confidence_threshold, fit_temperature, logits, score
 from ..learn.network import LICENCE, Card, Network
-from ..learn.particle_masks import CHANNELS, WIDTH, field_loaders, mask_loss, pixel_iou
+from ..learn.particle_masks import CHANNELS, WIDTH, field_loaders, thickness_loaders, mask_loss, pixel_iou
 from ..micrographs.reading import Micrograph, read
 from ..micrographs.detection import compare, segment
 from ..micrographs.particles import measure_lattice, noise_share
@@ -280,6 +281,13 @@ def write_scores(
     for state in Path(out).rglob('state.pt'): state.unlink()
 
 # %% ../../nbs/studies/00_experiments.ipynb #f4fcb01e
+def _trained_detector(dls, out, epochs, lr, seed, **card):  # a U-Net; goes on behind the last finished epoch of a killed training
+    out.mkdir(parents=True, exist_ok=True)
+    learn = fit_model(dls, 'unet', epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', loss=mask_loss, metric=pixel_iou)
+    card = Card(arch='unet', classes=CHANNELS, gpts=WIDTH, log=training_log(out), other=dict(seed=seed, licence=LICENCE, **provenance()), **card)
+    Network(learn.model, card).save(out/'model.safetensors')
+    return Network.load(out/'model.safetensors')
+
 def detector(
     recipes:Sequence[Recipe],  # of fields with one pixel size
     out:str|Path,  # folder of the run, for the log, the checkpoint and the model
@@ -293,16 +301,24 @@ def detector(
 )->Network:
     """A U-Net that finds particles, trained on simulated fields; goes on behind the last finished epoch of a killed
     training. Writes `out`/model.safetensors."""
-    stores, out = [waves(r, workers, folder) for r in recipes], Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    dls = field_loaders(stores, cuts=cuts, bs=bs)
-    learn = fit_model(dls, 'unet', epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', loss=mask_loss,
-                      metric=pixel_iou)
-    card = Card(arch='unet', classes=CHANNELS, sampling=stores[0].sampling, gpts=WIDTH,
-                recipes=[asdict(s.recipe) for s in stores], log=training_log(out),
-                other=dict(seed=seed, licence=LICENCE, **provenance()))
-    Network(learn.model, card).save(out/'model.safetensors')
-    return Network.load(out/'model.safetensors')
+    stores = [waves(r, workers, folder) for r in recipes]
+    return _trained_detector(field_loaders(stores, cuts=cuts, bs=bs), Path(out), epochs, lr, seed, sampling=stores[0].sampling,
+                             recipes=[asdict(s.recipe) for s in stores])
+
+# %% ../../nbs/studies/00_experiments.ipynb #8cfbea1e
+def size_detector(
+    out:str|Path,  # folder of the run, for the log, the checkpoint and the model
+    epochs:int=16,
+    fields:int=1600,  # of an epoch
+    lr:float=3e-3,
+    seed:int=0,
+    bs:int=8,
+    workers:int=0,  # processes that make fields; 0: this one
+)->Network:
+    """A U-Net that finds particles at any magnification, trained on thickness fields; goes on behind the last finished epoch of
+    a killed training. Writes `out`/model.safetensors."""
+    dls = thickness_loaders(fields, seed=seed, bs=bs, workers=workers)
+    return _trained_detector(dls, Path(out), epochs, lr, seed, sampling=1., any_pixel=True, recipes=['thickness fields'])
 
 # %% ../../nbs/studies/00_experiments.ipynb #38a10b31
 def detections(
