@@ -186,7 +186,6 @@ def test_what_cannot_be_refined_is_refused(crystal, card, monkeypatch):
     assert score['within_one'] == 0 and score['network_within_one'] == pytest.approx(2/3)
 
 
-@pytest.mark.xfail(strict=True, reason='the kept network has learned quasi-coherent images: the focus is 1.3 nm off')
 def test_the_command_refines(crystal, card, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(refine, 'TILT_GRID', ())
     tifffile.imwrite(tmp_path/'ceria.tif', crystal[0].astype(np.uint16))
