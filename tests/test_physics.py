@@ -9,7 +9,7 @@ from ase import Atoms
 
 from nanoshape.core import UserError, torch_rng
 from nanoshape.simulate.microscope import Microscope, changed, enough_foci, expose, images, intensity, take, transfer
-from nanoshape.simulate.potential import aperture, fourier_crop, potential, scattering_factor, wavelength
+from nanoshape.simulate.potential import aperture, crop_spectrum, fourier_crop, potential, scattering_factor, wavelength
 from nanoshape.simulate.multislice import batch_size, exit_waves, frozen_phonons
 
 
@@ -341,6 +341,21 @@ def test_aliases_and_unknown_conditions():
     for bad in (dict(Cz=1.), dict(Cs=1., C30=2.), dict(defocus=1., C10=1.)):
         with pytest.raises(UserError):
             Microscope(**bad)
+
+
+@pytest.mark.parametrize('pixels', [12, 13])
+@pytest.mark.parametrize('waves', [20, 21])
+def test_no_intensity_folds_onto_the_pixels(waves, pixels, monkeypatch):
+    """White waves: the image is that of a grid four times as fine, and is not on a grid a little coarser."""
+    from nanoshape.simulate import microscope
+    w, m, sampling = torch.randn(waves, waves, dtype=torch.complex128, generator=torch_rng(0)), Microscope(), 1.
+    fine = torch.fft.fft2(fourier_crop(w, 4*waves).abs()**2)
+    want = torch.fft.ifft2(crop_spectrum(fine, pixels)).real
+    inner = lambda image: crop_spectrum(torch.fft.fft2(image), 11)  # the Nyquist frequency itself has no sign
+    assert torch.allclose(inner(intensity(w, m, sampling, pixels)), inner(want), atol=1e-9)
+    grid = microscope._fine_grid
+    monkeypatch.setattr(microscope, '_fine_grid', lambda a, b: waves + 3)
+    assert grid(waves, pixels) > waves + 3 and not torch.allclose(inner(intensity(w, m, sampling, pixels)), inner(want), atol=1e-3)
 
 
 def test_detector():

@@ -266,7 +266,7 @@ def _illuminated(image, m):  # with the illumination's gradient
 
 # %% ../../nbs/simulate/07_microscope.ipynb #8a3c5175
 def _fine_grid(waves, pixels):  # points along an axis on which no intensity folds onto the frequencies of the pixels
-    return 2*next_fast_len(-(-(waves + pixels//2 + 1)//2))
+    return 2*next_fast_len(-(-(waves + pixels//2)//2))  # a wave's intensity reaches up to `waves` − 1
 
 def _of_wave(sampling, shape, points): return tuple(s*n/k for s, n, k in zip(sampling, shape, points))  # Å per pixel
 
