@@ -156,7 +156,7 @@ class Recipe(Calculation):
     vibration_nm: Spread = .05
     gradient: Spread = 0.  # relative change of the illumination across the field, in a random direction
     dose: Spread = 1e4
-    foci: int = 5  # nodes of the average over focus; 1: the quasi-coherent approximation
+    foci: int = 3  # nodes of the average over focus; 1: the quasi-coherent approximation
     aperture_mrad: Spread|None = None  # semi-angle of the objective aperture; None: none
     pixel_integration: bool = True  # each pixel integrates over its area
     mtf: Spread|None = None  # of the detector at Nyquist; None: a perfect one

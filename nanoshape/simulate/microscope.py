@@ -38,7 +38,7 @@ CONDITIONS = dict(
     readout_noise=0.,  # counts, standard deviation per pixel
     gain=1., offset=0.,  # recorded value per electron, and of a pixel without electrons
 )
-FOCI = 5  # nodes of the average over focus
+FOCI = 3  # nodes of the average over focus
 
 # %% ../../nbs/simulate/07_microscope.ipynb #590ad05f
 class Microscope:
@@ -153,7 +153,7 @@ def focus_nodes(
     """Gauss–Hermite nodes of a Gaussian spread: focus offsets in units of its 1/e half-width, and weights that add up
     to one."""
     if not isinstance(foci, int): return foci
-    if foci < 1: raise UserError(f'{foci} foci make no average: use 5, or 1 for the quasi-coherent approximation')
+    if foci < 1: raise UserError(f'{foci} foci make no average: use 3, or 1 for the quasi-coherent approximation')
     z, weights = np.polynomial.hermite.hermgauss(foci)
     return z, weights/math.sqrt(math.pi)
 
