@@ -234,8 +234,12 @@ def _count(text):  # argparse shows this message
     if text.isdigit() and 0 < int(text) <= 10**6: return int(text)
     raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1 to 1000000')
 
+def _decimal(text):  # 0.0586 or 0,0586
+    try: return float(text.replace(',', '.'))
+    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is not a number such as 0.0586') from None
+
 def _file_options(p, frame='(default: all)'):
-    p.add_argument('--pixel-size', type=float, metavar='NM', help='nm per pixel; needed where the file does not say it')
+    p.add_argument('--pixel-size', type=_decimal, metavar='NM', help='nm per pixel; needed where the file does not say it')
     p.add_argument('--inverted', action='store_true', help='particles are brighter than the ground, as in a negative')
     p.add_argument('--frame', type=int, metavar='K', help=f'which image of a movie, from 0 {frame}')
     p.add_argument('--out', metavar='FOLDER', help='where the results go (default: a folder under runs/)')

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from conftest import one_sentence
+from conftest import one_sentence, shared
 from dm import write_dm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,8 +15,8 @@ from ser import write_ser
 
 from nanoshape.core import UserError
 from nanoshape.micrographs import reading
-from nanoshape.micrographs.reading import (MAX_PIXELS, Micrograph, burnt_in, check_field, frame_count, frames, read,
-                                           resampled)
+from nanoshape.micrographs.reading import (MAX_PIXELS, Micrograph, burnt_in, check_field, frame_count, frames,
+                                           header_sampling, read, resampled)
 
 # ---- formats
 
@@ -143,6 +143,55 @@ def test_axes_in_the_units_that_microscopes_use():
     assert _scales([axis('y', 1., 'px'), axis('x', 1., '')]) is None and _scales([axis('y', 0., 'nm'), axis('x', 0., 'nm')]) is None
     assert np.allclose(_scales([axis('y', 50., 'pm'), axis('x', 50., 'pm')]), .5)
     assert np.allclose(_scales([axis('y', 5e-5, 'µm'), axis('x', 1e-4, 'um')]), [.5, 1.])
+
+
+def imagej(path, image, unit, per_pixel):
+    """A TIFF as ImageJ writes it, its unit as bytes."""
+    tifffile.imwrite(path, image, imagej=True, resolution=(1/per_pixel, 1/per_pixel), metadata={'unit': 'UNITUNITUNIT'})
+    path.write_bytes(path.read_bytes().replace(b'unit=UNITUNITUNIT', b'unit=' + unit.ljust(12)))
+    return path
+
+
+@pytest.mark.parametrize('unit, per_pixel', [
+    (b'\\u00B5m', 5.86e-5), (b'\\u00C5', .586), (b'A', .586), ('µm'.encode('latin-1'), 5.86e-5), ('µm'.encode(), 5.86e-5),
+    ('μm'.encode('shift_jis'), 5.86e-5), (b'Angstrom', .586), (b'micron', 5.86e-5)])
+def test_units_as_imagej_writes_them(tmp_path, grey, unit, per_pixel):
+    assert header_sampling(imagej(tmp_path/'a.tif', grey, unit, per_pixel)) == pytest.approx(.586, rel=1e-3)
+
+
+@pytest.mark.parametrize('unit, per_pixel', [(b'inch', 1/96), (b'inch', 1/300), (b'px', 1.), (b'pixel', 1.), (b'cm', .01), (b'blorps', 1.)])
+def test_a_screens_and_a_printers_pixels_are_no_calibration(tmp_path, grey, unit, per_pixel):
+    path = imagej(tmp_path/'a.tif', grey, unit, per_pixel)
+    assert header_sampling(path) is None
+    with pytest.raises(UserError, match='does not say its pixel size'): read(path)
+
+
+def test_the_pixel_size_of_an_ome_tiff(tmp_path, grey):
+    for name, size, unit in (('um', 5.86e-5, 'µm'), ('nm', .0586, 'nm'), ('none', 5.86e-5, None)):
+        metadata = dict(PhysicalSizeX=size, PhysicalSizeY=size) | (dict(PhysicalSizeXUnit=unit, PhysicalSizeYUnit=unit) if unit else {})
+        tifffile.imwrite(tmp_path/f'{name}.ome.tif', grey, metadata=metadata)
+        assert header_sampling(tmp_path/f'{name}.ome.tif') == pytest.approx(.586), name
+
+
+def test_angstroms_of_a_dm_file_are_no_amperes(tmp_path, grey):
+    assert header_sampling(write_dm(tmp_path/'a.dm3', grey, .586, 'A')) == pytest.approx(.586)
+
+
+def test_a_voxel_of_one_angstrom_is_not_believed(tmp_path, grey):
+    path = write_mrc(tmp_path/'a.mrc', grey.astype(np.float32), 1.)
+    assert header_sampling(path) is None and header_sampling(write_mrc(tmp_path/'b.mrc', grey.astype(np.float32), 1.01)) == pytest.approx(1.01)
+    with pytest.raises(UserError, match='1 Å.*--pixel-size') as e: read(path)
+    one_sentence(e)
+    assert read(path, sampling=1.).sampling == 1.
+
+
+@pytest.mark.parametrize('name, right', [
+    ('inputs/A.dm3', .586), ('inputs/ij_A.tif', .586), ('inputs/ij_angstrom_escaped.tif', .586), ('inputs/ij_um_escaped.tif', .586),
+    ('inputs/ome_um.ome.tif', .586), ('inputs/ij_oblong.tif', .586), ('inputs/ij_inch96.tif', None), ('inputs/voxel_unset_1A.mrc', None),
+    ('real/files/berkeley_n_m.emd', .1225), ('real/files/micrometres_shift_jis.tif', 29.9)])
+def test_pixel_sizes_of_real_programs(name, right):
+    found = header_sampling(shared(name.rpartition('/')[0])/name.rpartition('/')[2])
+    assert found is None if right is None else found == pytest.approx(right, rel=2e-3)
 
 
 def test_a_micrograph_smaller_than_one_field_is_refused(grey):
