@@ -102,7 +102,8 @@ def heights(a):
     from nanoshape.atoms.height_report import write_heights
     from nanoshape.atoms.refine import refined_columns
     read = refined_columns if a.refine else image_columns
-    print(write_heights(_read(a), network, out, a.tilted or a.refine, read, image=str(Path(a.image).resolve())))
+    print(write_heights(_read(a), network, out, a.tilted or a.refine, read, a.counts,
+                        image=str(Path(a.image).resolve())))
     print(f'Results: {out}/report.html (and columns.csv, model.xyz)')
 
 # %% ../nbs/02_cli.ipynb #68419ac9
@@ -291,6 +292,9 @@ def _heights_command(sub):
     h.add_argument('--model', metavar='FILE', help='a model file (default: data/models/heights_MATERIAL.safetensors)')
     h.add_argument('--tilted', action='store_true',
                    help='read a crystal that looks tilted off its axis all the same (--refine always does)')
+    h.add_argument('--counts', action='store_true',
+                   help='the grey levels are known to count electrons: read them even if the file does not say so, '
+                        'and its noise speaks against it')
     h.add_argument('--refine', action='store_true',
                    help='correct the heights, and find focus and tilt, until a simulated image is like this one: half '
                         'a minute, and '

@@ -209,6 +209,23 @@ def test_dm_files_of_both_versions(tmp_path, grey, version, kind):
     assert np.array_equal(m.image, grey) and abs(m.sampling - .6) < 1e-6 and m.voltage == 200e3 and m.hidden is None and m.notes == ()
 
 
+def test_intensities_of_a_dm_file_have_an_origin_and_a_scale(tmp_path, grey):
+    stored = grey.astype(np.int32)*2 + 100
+    m = read(write_dm(tmp_path/'a.dm3', stored, .06, brightness=(100., .5, 'e-')))
+    assert np.array_equal(m.image, grey) and m.file['electrons']
+    m = read(write_dm(tmp_path/'b.dm3', stored, .06, brightness=(100., .5, '')))
+    assert np.array_equal(m.image, grey) and not m.file['electrons']
+    for senseless in ((5., 0., ''), (5., -1., ''), (float('nan'), 1., '')):
+        assert np.array_equal(read(write_dm(tmp_path/'c.dm3', stored, .06, brightness=senseless)).image, stored)
+
+
+def test_ceria_is_the_same_in_electrons_wherever_its_origin_is():
+    counts = np.load(shared('inputs')/'ceria_truth.npz')['counts'].reshape(128, 128)
+    for name in ('ceria_dm_origin0.dm3', 'ceria_dm_origin100.dm3'):
+        m = read(shared('inputs')/name)
+        assert np.array_equal(m.image, counts) and m.file['electrons'], name
+
+
 def test_units_and_oblong_pixels_of_a_dm_file(tmp_path, grey):
     assert abs(read(write_dm(tmp_path/'a.dm3', grey, 60., 'pm')).sampling - .6) < 1e-6
     m = read(write_dm(tmp_path/'b.dm3', grey, (.06, .09)))

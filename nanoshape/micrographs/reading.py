@@ -9,7 +9,7 @@ __all__ = ['READERS', 'PICTURES', 'MAX_PIXELS', 'MAX_PAPER_PIXEL', 'PATIENCE', '
 
 # %% ../../nbs/micrographs/00_reading.ipynb #28adc1c0
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field as of_each
 from html import unescape
 from importlib import import_module
 from itertools import chain, product
@@ -36,6 +36,7 @@ class Micrograph:
     voltage: float|None = None  # V, if the file gives it
     hidden: np.ndarray|None = None  # bool (y, x): pixels of a scale bar that were painted over
     notes: tuple[str,...] = ()  # changes to the file's pixels, for the report
+    file: dict = of_each(default_factory=dict)  # what the file says of itself, for the record
     @property
     def field(self)->tuple[float,float]: return tuple(n*self.sampling for n in self.image.shape)  # Å (y, x)
 
@@ -57,12 +58,12 @@ def _picture_frames(im, n):  # float32 (n, y, x)
     return np.stack([np.asarray((im.seek(k), im.convert('F'))[1]) for k in range(n)])
 
 # %% ../../nbs/micrographs/00_reading.ipynb #23eb2f4d
-def _open_picture(path):  # → array (y, x), (y, x, channel) or (frame, y, x), and an empty header
+def _open_picture(path):  # → array (y, x), (y, x, channel) or (frame, y, x), and the header
     with Image.open(path) as im:
         _check_size((im.height, im.width), path.name)
         if (n := getattr(im, 'n_frames', 1)) > 1:
             _check_size((n, im.height, im.width), path.name)
-            return _picture_frames(im, n), {}
+            return _picture_frames(im, n), dict(file=dict(stored_as='uint8'))
         return np.asarray(im.convert('RGB') if im.mode in ('P', 'CMYK', 'YCbCr') else im), {}
 
 # %% ../../nbs/micrographs/00_reading.ipynb #6c257621
@@ -111,12 +112,15 @@ def _nested(tree, path):  # the value at 'a.b.c' in nested dicts, or None
     return tree
 
 # %% ../../nbs/micrographs/00_reading.ipynb #c9f682ce
-def _instrument_value(signal, key):  # of the microscope's metadata, or None
+def _value(signal, name):  # of the metadata under RosettaSciIO's name; …: any instrument; None: it is not there
+    head, tail = name.split('…') if '…' in name else (name, name)
     for source, (target, convert) in (signal.get('mapping') or {}).items():
-        wanted = target and target.startswith('Acquisition_instrument.') and target.endswith('.' + key)
+        wanted = target and target.startswith(head) and target.endswith(tail)
         v = _nested(signal.get('original_metadata', {}), source) if wanted else None
         if v is not None: return convert(v) if convert else v
-    return _nested(signal.get('metadata', {}), f'Acquisition_instrument.TEM.{key}')
+    return _nested(signal.get('metadata', {}), name.replace('…', '.TEM'))
+
+def _instrument_value(signal, key): return _value(signal, f'Acquisition_instrument….{key}')
 
 # %% ../../nbs/micrographs/00_reading.ipynb #5edcf0d4
 def _voltage(signal):  # V, or None
@@ -131,6 +135,21 @@ def _check_kind(signal, name):
         raise UserError(f'{name} is a scanned image ({mode or title}, say its metadata), made by another contrast than '
                         'HRTEM: shapes are not read from it')
     if kind: raise UserError(f'{name} holds {kind.replace("_", " ")} data, no HRTEM image')
+
+# %% ../../nbs/micrographs/00_reading.ipynb #cac45e85
+_NOISE = 'Signal.Noise_properties.Variance_linear_model.'
+
+def _calibration(signal):  # origin and scale of the intensities, if the file has them
+    origin, scale = (_value(signal, _NOISE + k) for k in ('gain_offset', 'gain_factor'))
+    sound = all(isinstance(v, (int, float)) and np.isfinite(v) for v in (origin, scale)) and scale > 0
+    return [float(origin), float(scale)] if sound and (origin, scale) != (0, 1) else None
+
+def _counts_electrons(signal):  # whether the file says so
+    quantity = str(_value(signal, 'Signal.quantity') or '').strip().lower()
+    return quantity == 'e-' or quantity.startswith('electron')
+
+def _calibrated(a, calibration):  # intensities as DigitalMicrograph shows them
+    return a if calibration is None else ((a - np.float64(calibration[0]))*calibration[1]).astype(np.float32)
 
 # %% ../../nbs/micrographs/00_reading.ipynb #a1bfd8f1
 def _tiff_resolution(page):  # Å per pixel along y and x, or None
@@ -182,7 +201,8 @@ def _open_microscope_file(path):  # → array (lazy where the reader can), and t
     _check_size(s['data'].shape[-2:], path.name)
     _check_kind(s, path.name)
     scales, doubt = _believed(path, _scales(s['axes'], unit) or scales)
-    return s['data'], dict(scales=scales, doubt=doubt, voltage=_voltage(s), inverted=bool(inverted))
+    return s['data'], dict(scales=scales, doubt=doubt, voltage=_voltage(s), inverted=bool(inverted),
+                           calibration=_calibration(s), file=dict(electrons=_counts_electrons(s)))
 
 # %% ../../nbs/micrographs/00_reading.ipynb #ecf96df8
 def _equal_channel(a, name):  # grey levels of (y, x, channel); different colours and transparent parts are refused
@@ -220,11 +240,12 @@ def _load(path, frame):  # → array (y, x), or None if `frame` is 'count'; and 
         a, header = (_open_picture if path.suffix.lower() in PICTURES else _open_microscope_file)(path)
         a = _grey(a, path.name)
         header['frames'] = len(a) if a.ndim == 3 else 1
+        header.setdefault('file', {}).setdefault('stored_as', a.dtype.name)
         if frame == 'count': return None, header
         a = np.asarray(_one_frame(a, frame, path.name))
     if a.dtype.kind not in 'uifb': raise UserError(f'{path.name} holds {a.dtype} values: give a real-valued image')
     _check_size(a.shape, path.name)
-    return a.astype(np.float32, copy=False), header
+    return _calibrated(a, header.get('calibration')).astype(np.float32, copy=False), header
 
 # %% ../../nbs/micrographs/00_reading.ipynb #a10f0643
 PATIENCE, MEMORY = 30., 4*2**30  # s and bytes for one file
@@ -484,7 +505,7 @@ def _micrograph(path, a, header, sampling, frame, inverted):
     a, sampling, squared = _square(a, scales, path.name)
     if hidden.any() and a.shape != shape: hidden = resampled(hidden.astype(float), scales, sampling) > .25
     return Micrograph(a, float(sampling), path.name + (f' [{frame}]' if frame else ''), header.get('voltage'),
-                      hidden if hidden.any() else None, (*notes, *squared))
+                      hidden if hidden.any() else None, (*notes, *squared), header.get('file', {}))
 
 # %% ../../nbs/micrographs/00_reading.ipynb #c6a17815
 def read(
