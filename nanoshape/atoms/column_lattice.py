@@ -20,7 +20,7 @@ from ..simulate.columns import zone
 from ..datasets.samples import DISC
 from ..datasets.batches import CONTRAST, relative_input
 from ..learn.evaluate import wilson
-from ..learn.network import Card, Network, temperature_at
+from ..learn.network import Card, Network, outside, temperature_at, training
 from ..micrographs.reading import Micrograph, resampled
 from ..micrographs.detection import in_tiles
 from .heights import (centre_pixels, class_scores, image_noise, disc_means, read_columns, right_heights, symmetry_mean,
@@ -187,6 +187,11 @@ def _check_pixels(m, card):  # that they are fine enough to tell columns apart
         raise UserError(f'{m.name}: {m.sampling/NM:.3g} nm per pixel are too coarse to tell columns: '
                         f'at most {1.25*card.sampling/NM:.3g} will do')
 
+def _check_voltage(m, card):  # that it is the one of the training
+    if m.voltage and outside(card, energy_kev=m.voltage/1e3).get('another voltage than trained on'):
+        raise UserError(f'{m.name} was recorded at {m.voltage/1e3:g} kV, and the network has learned '
+                        f'{training(card).energies_kev[0]:g} kV: its heights would be wrong, so there are none')
+
 # %% ../../nbs/atoms/02_column_lattice.ipynb #bb50b13f
 FINE, EDGE = .35, 8  # cycles per pixel from which on there is mostly noise; pixels at the edge that are left out
 
@@ -251,10 +256,11 @@ def image_columns(
     tilted:bool=False,  # accept what `check_axis` refuses, with the temperature that was fitted to tilted crystals
 )->tuple[pd.DataFrame,LatticeFit]:  # the columns and their lattice
     """The columns of a micrograph, as `read_columns` gives them, with element ('': beside the lattice), off (Å from the
-    lattice) and on_lattice. Raises `UserError` for pixels that are too coarse, and for what `check_columns` and
+    lattice) and on_lattice. Raises `UserError` for pixels that are too coarse, for another voltage, and for what `check_columns` and
     `check_axis` refuse."""
     card = network.card
     _check_pixels(m, card)
+    _check_voltage(m, card)
     image = torch.from_numpy(resampled(m.image, m.sampling, card.sampling))
     x = relative_input(image[None])[0, 0]
     noise = float(image_noise(x[None, None], recorded_finest(m, card)))

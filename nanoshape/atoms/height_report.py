@@ -15,7 +15,7 @@ from ..core import COLUMNS, NM, provenance, result_folder, write_json
 from ..figures import as_png, rim, show_image, use_style
 from ..learn.network import Network
 from ..micrographs.reading import Micrograph
-from ..micrographs.report import DPI, html_page, png_url
+from ..micrographs.report import DPI, file_words, html_page, png_url
 from .column_lattice import OFF_AXIS, check_counts, check_heights, image_columns, LatticeFit, TILTED
 from .atomic_model import plot_model, build_model
 
@@ -102,12 +102,12 @@ def _pictures(columns, model):  # from their PNGs
 def _record(network, fit, m, tilted, params):  # run.json: what was asked, what was found of the crystal, what did it
     found = dict(lattice_scale=fit.scale, asymmetry=None if np.isnan(fit.asymmetry) else fit.asymmetry,
                  simulated=fit.simulated)
-    return dict(params, tilted=tilted, sampling_nm=m.sampling/NM, model=network.settings, **found, **provenance())
+    return dict(params, file=m.file, tilted=tilted, sampling_nm=m.sampling/NM, model=network.settings, **found, **provenance())
 
 def _page(m, text, columns, pngs, network, made):  # HTML
     shown = columns[[k for k in columns if not k.startswith('p_')]]
     table = shown.dropna(axis=1, how='all').round(3)
-    notes, record = [*m.notes, CAUTION, *_trained(network.card)], '\n'.join(f'{k}: {v}' for k, v in made.items())
+    notes, record = [*filter(None, [file_words(m)]), *m.notes, CAUTION, *_trained(network.card)], '\n'.join(f'{k}: {v}' for k, v in made.items())
     return html_page(m.name, text, table, _pictures(*pngs), notes, record, 'Columns', LEGEND)
 
 # %% ../../nbs/atoms/04_height_report.ipynb #b7def62c

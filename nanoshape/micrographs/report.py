@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DPI', 'PAGE_HEAD', 'CAUTION', 'LEGEND', 'class_colors', 'overlay', 'png_url', 'picture', 'html_page',
-           'network_pictures', 'summarise', 'label_file', 'write_report']
+           'network_pictures', 'summarise', 'file_words', 'label_file', 'write_report']
 
 # %% ../../nbs/micrographs/04_report.ipynb #c4b93cba
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from ..figures import (PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curve
 from .particles import (CRYSTALLINE, UNKNOWN, classify, crystallinity, particle_fields,
                                              probability_columns)
 from .reading import Micrograph
-from ..learn.network import Card, Network
+from ..learn.network import Card, Network, outside, training
 
 # %% ../../nbs/micrographs/04_report.ipynb #eaeaabe1
 def class_colors(classes:Sequence[str])->dict:
@@ -176,7 +176,8 @@ def summarise(
     shapes = _counts_text(table['shape'][table['shape'] != UNKNOWN]) or 'none'
     reasons = _counts_text(table.reason[table.reason != ''])
     y, x, pixel = (v/NM for v in (*m.field, m.sampling))
-    return (f'{len(table)} particles in {m.name} ({x:.1f} × {y:.1f} nm, {pixel:.4g} nm per pixel); '
+    which = f', image {m.file["image"]}' if 'image' in m.file else ''
+    return (f'{len(table)} particles in {m.name}{which} ({x:.1f} × {y:.1f} nm, {pixel:.4g} nm per pixel); '
             f'{_sizes_text(table)}. Shapes determined: {shapes}.'
             + (f' Undetermined: {reasons}.' if reasons else '') + _crystals_text(table))
 
@@ -198,6 +199,26 @@ def _pixel_notes(m):  # what was changed in the file's pixels, and whether it lo
     negative = 'Its bright parts are compact, its dark ones are not: if it is a negative, give --inverted.'
     return notes + [negative]*looks_negative(m)
 
+# %% ../../nbs/micrographs/04_report.ipynb #0108906e
+def file_words(m:Micrograph)->str:
+    "One sentence on what the file says of its image; '' if it says nothing."
+    f = m.file
+    said = [f.get('mode'), f.get('voltage_kv') and f'{f["voltage_kv"]:g} kV', f.get('camera') and f'camera {f["camera"]}',
+            f.get('magnification') and f'magnification {f["magnification"]:g}', f.get('date'),
+            f.get('image') and f'image {f["image"]} of those in it']
+    return f'The file says: {", ".join(filter(None, said))}.' if any(said) else ''
+
+# %% ../../nbs/micrographs/04_report.ipynb #04f9ec1b
+def _training_notes(m, card, element):  # what of the image no answer can hold for, with both values
+    t, kev = training(card), m.voltage and m.voltage/1e3
+    values = {'another voltage than trained on': lambda: (f'{kev:g} kV', f'{t.energies_kev[0]:g} kV'),
+              'another element than trained on': lambda: (element, ', '.join(t.elements)),
+              'coarser pixels than trained on': lambda: (f'{m.sampling/NM:.3g} nm per pixel',
+                                                         f'{card.sampling/NM:.3g} nm per pixel')}
+    why = outside(card, sampling=m.sampling, energy_kev=kev, element=element)
+    return ['The image is of {}, and the network has learned {}: its answers are withheld.'.format(*values[k]())
+            for k, v in why.items() if v]
+
 # %% ../../nbs/micrographs/04_report.ipynb #701a0aa9
 def _focus_notes(m, table):  # the distance from focus, if the film shows it
     known = table.film_focus_nm.dropna()
@@ -206,8 +227,9 @@ def _focus_notes(m, table):  # the distance from focus, if the film shows it
     return [f'{rings} {focus:.0f} nm from focus (at {volts} with Cs corrected).' for focus in known[:1]]
 
 # %% ../../nbs/micrographs/04_report.ipynb #109518fa
-def _page_notes(m, table, detector, notes):
-    return [*notes, *_pixel_notes(m), detector.how(m), *_focus_notes(m, table), CAUTION]
+def _page_notes(m, table, card, detector, element, notes):
+    return [*filter(None, [file_words(m)]), *_training_notes(m, card, element), *notes, *_pixel_notes(m), detector.how(m),
+            *_focus_notes(m, table), CAUTION]
 
 # %% ../../nbs/micrographs/04_report.ipynb #ccd06795
 def _overlay_picture(m, labels, table, classes):
@@ -263,14 +285,14 @@ def _write_pictures(folder, pictures):  # those that are files of their own
 # %% ../../nbs/micrographs/04_report.ipynb #9fcb6e5b
 def _run_record(m, network, detector, crystals, params):  # for run.json
     detector_settings = detector.network.settings if detector.network else {}
-    return dict(params, sampling_nm=m.sampling/NM, model=network.settings, detector=detector_settings,
+    return dict(params, file=m.file, sampling_nm=m.sampling/NM, model=network.settings, detector=detector_settings,
                 crystallinity=crystals and crystals.settings, **provenance())
 
 # %% ../../nbs/micrographs/04_report.ipynb #3338508f
 def _analysed(m, network, detector, element, crystals):  # → labels and table
     labels = detector(m)
     table = classify(m, labels, network, element)
-    return labels, crystallinity(m, labels, table, crystals) if crystals else table
+    return labels, crystallinity(m, labels, table, crystals, element) if crystals else table
 
 # %% ../../nbs/micrographs/04_report.ipynb #68400408
 def write_report(
@@ -290,7 +312,7 @@ def write_report(
     labels, table = _analysed(m, network, detector, element, crystals)
     record = _run_record(m, network, detector, crystals, params)
     pictures, tests = _particle_pictures(m, labels, table, network, crystals), network_pictures(network.card)
-    page = html_page(m.name, summarise(m, table), table, pictures + tests, _page_notes(m, table, detector, notes),
+    page = html_page(m.name, summarise(m, table), table, pictures + tests, _page_notes(m, table, network.card, detector, element, notes),
                      '\n'.join(f'{k}: {v}' for k, v in record.items()), legend=LEGEND.format(label_file(m.name)))
     with result_folder(out, kind=PARTICLES) as folder:
         table.to_csv(folder/'particles.csv', index=False)
