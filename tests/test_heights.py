@@ -388,6 +388,9 @@ def test_what_cannot_be_read_is_refused(image, recipe, tmp_path):
         image_columns(Micrograph(m.image, 2*m.sampling, 'coarse'), network)
     with pytest.raises(UserError, match='0 columns'):
         image_columns(m, nothing)
+    with pytest.raises(UserError, match='200 kV.*300 kV'):
+        image_columns(replace(m, voltage=2e5), network.with_card(energy_kev=300))
+    assert len(image_columns(replace(m, voltage=3e5), network.with_card(energy_kev=300))[0])
     with pytest.raises(UserError, match='lattice|apart'):
         image_columns(m, network.with_card(material='Au'))
     with pytest.raises(UserError):

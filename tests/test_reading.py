@@ -1,8 +1,11 @@
 """Files off microscopes: what is read from them, and what is refused."""
+import json
 import struct
 import time
+import zipfile
 import zlib
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -15,8 +18,8 @@ from ser import write_ser
 
 from nanoshape.core import UserError
 from nanoshape.micrographs import reading
-from nanoshape.micrographs.reading import (MAX_PIXELS, Micrograph, burnt_in, check_field, frame_count, frames,
-                                           header_sampling, read, resampled)
+from nanoshape.micrographs.reading import (MAX_PIXELS, Micrograph, burnt_in, check_field, file_header, frame_count,
+                                           frames, header_sampling, read, resampled)
 
 # ---- formats
 
@@ -295,6 +298,75 @@ def test_the_frames_of_a_movie_one_by_one(tmp_path, grey):
     seen = list(frames(tmp_path/'s.tif'))
     assert len(seen) == 4 and all(np.array_equal(m.image, s) for m, s in zip(seen, stack)) and seen[2].name == 's.tif [2]'
     assert len(list(frames(write_dm(tmp_path/'one.dm3', grey)))) == 1
+
+
+# ---- several images in one file
+
+def write_velox(path, *images, mode=1):
+    """A file as Velox writes it; images: (array (y, x), metres per pixel, unit, detector)."""
+    with h5py.File(path, 'w') as f:
+        f['Version'] = [json.dumps(dict(format='Velox', version='1.0'))]
+        for k, (a, size, unit, detector) in enumerate(images):
+            if np.iscomplexobj(a): a = np.rec.fromarrays([a.real, a.imag], dtype=[('realFloatHalfEven', '<f4'), ('imagFloatHalfEven', '<f4')])
+            sizes = dict(PixelSize=dict(width=str(size), height=str(size)), Offset=dict(x='0', y='0'), PixelUnitX=unit, PixelUnitY=unit)
+            metadata = dict(Core={}, Instrument={}, Sample={}, Acquisition=dict(AcquisitionStartDatetime=dict(DateTime='1700000000')),
+                            Optics=dict(AccelerationVoltage='200000', OperatingMode=str(mode)),
+                            BinaryResult=dict(sizes, Detector=detector, DetectorIndex='0'), Scan={}, CustomProperties={},
+                            Detectors={'Detector-0': dict(DetectorName=detector)})
+            g = f.create_group(f'Data/Image/{k:032x}')
+            g.create_dataset('Data', data=np.asarray(a)[..., None], chunks=(*a.shape, 1))
+            g['Metadata'] = np.frombuffer(json.dumps(metadata).encode().ljust(8000, b'\0'), np.uint8)[:, None]
+    return path
+
+
+def test_of_several_images_the_largest_in_real_space_with_a_pixel_size_is_taken(tmp_path, grey):
+    image, flipped = grey.astype(np.uint16), grey[::-1].astype(np.uint16)
+    fft = (np.fft.fft2(grey)[:, :126].astype(np.complex64), 1e8, '1/m', 'FFT')
+    preview, unsized = (image[::4, ::4], 5.86e-11, 'm', 'preview'), (image + 1, 1., '', 'BF')
+    path = write_velox(tmp_path/'a.emd', fft, preview, unsized, (flipped, 5.86e-11, 'm', 'BM-Ceta'), (image, 5.86e-11, 'm', 'Falcon'))
+    m = read(path)
+    assert np.array_equal(m.image, flipped) and m.sampling == pytest.approx(.586) and m.voltage == 200e3
+    assert m.file['image'] == '3 of 0 … 4 (BM-Ceta)' and m.file['camera'] == 'BM-Ceta' and m.file['mode'] == 'TEM' and m.file['date'][:4] == '2023'
+    assert np.array_equal(read(path, number=4).image, image) and file_header(path, 4)['camera'] == 'Falcon'
+    assert read(path, number=1, sampling=.6).image.shape == preview[0].shape and frame_count(path, 4) == 1
+    for number, says in ((0, 'real-space image'), (5, 'images 0 … 4'), (-1, 'images 0 … 4')):
+        with pytest.raises(UserError, match=says) as e: read(path, number=number)
+        one_sentence(e)
+
+
+def test_a_preview_never_wins(tmp_path, grey):
+    """Not even if it comes first and alone has a pixel size."""
+    with tifffile.TiffWriter(tmp_path/'a.tif') as f:
+        f.write(grey[::4, ::4], resolution=(1e8/2.4, 1e8/2.4), resolutionunit='CENTIMETER')
+        f.write(grey)
+    m = read(tmp_path/'a.tif', sampling=.6)
+    assert np.array_equal(m.image, grey) and m.file['image'] == '1 of 0 … 1' and header_sampling(tmp_path/'a.tif') is None
+    assert header_sampling(tmp_path/'a.tif', 0) == pytest.approx(2.4)
+
+
+def test_a_single_image_has_no_other(tmp_path, grey):
+    Image.fromarray(grey).save(tmp_path/'a.png')
+    for path in (tmp_path/'a.png', write_dm(tmp_path/'a.dm3', grey)):
+        assert read(path, .6, number=0).image.shape == grey.shape and 'image' not in file_header(path)
+        with pytest.raises(UserError, match='single image'): read(path, .6, number=1)
+
+
+def test_the_camera_image_behind_a_fourier_transform(tmp_path):
+    m = read(shared('inputs')/'velox_fft_first.emd')
+    assert m.image.shape == (512, 512) and m.sampling == pytest.approx(.586) and m.file['image'] == '1 of 0 … 1 (BM-Ceta)'
+
+
+def test_a_sound_file_with_an_element_map_is_not_damaged(tmp_path):
+    with zipfile.ZipFile(shared('real/files')/'velox_eels_eds.zip') as z: name, = z.namelist(); z.extractall(tmp_path)
+    assert file_header(tmp_path/name)['mode'] == 'STEM' and header_sampling(tmp_path/name) == pytest.approx(1586.6, rel=1e-4)
+    with pytest.raises(UserError, match='scanned image'): read(tmp_path/name)
+
+
+def test_what_a_file_says_of_its_microscope(tmp_path, grey):
+    said = file_header(write_dm(tmp_path/'a.dm3', grey, kilovolts=200))
+    assert said == dict(mode='TEM', voltage_kv=200., electrons=False, stored_as='uint8')
+    assert file_header(write_dm(tmp_path/'a.dm3', grey, mode='STEM'))['mode'] == 'STEM'
+    assert file_header(write_velox(tmp_path/'b.emd', (grey, 1e-10, 'm', 'DF4'), mode=2))['mode'] == 'STEM'
 
 
 # ---- scale bars
