@@ -1,5 +1,6 @@
 """Files off microscopes: what is read from them, and what is refused."""
 import json
+import os
 import struct
 import time
 import zipfile
@@ -388,6 +389,31 @@ def test_a_burnt_in_bar_is_painted_over(tmp_path, grey, background, place):
     assert abs(m.image[m.hidden].mean() - grey.mean()) < 25 and m.image[m.hidden].max() < 250
 
 
+@pytest.mark.parametrize('name', ['a.png', 'a.tif', 'a.jpg'])
+def test_a_coloured_bar_is_painted_over(tmp_path, grey, name):
+    marked = np.dstack([grey]*3)
+    marked[190:194, 15:75] = 255, 40, 0
+    marked[180:186, 30:60:8] = 255, 40, 0
+    if name == 'a.tif': tifffile.imwrite(tmp_path/name, marked)
+    else: Image.fromarray(marked).save(tmp_path/name, quality=95)
+    m = read(tmp_path/name, sampling=.6)
+    assert m.hidden[190:194, 15:75].all() and m.hidden[182, 30] and m.hidden.mean() < .03 and 'coloured scale bar' in m.notes[0]
+    assert m.file['stored_as'] == 'uint8' and abs(m.image[m.hidden].mean() - 150) < 15
+    assert np.abs(m.image - grey)[~m.hidden].max() < (1 if name != 'a.jpg' else 30)
+    marked[100:120] = 255, 40, 0  # 10 %: a drawing
+    Image.fromarray(marked).save(tmp_path/'b.png')
+    with pytest.raises(UserError, match='colour picture'): read(tmp_path/'b.png', sampling=.6)
+
+
+def test_the_coloured_bar_of_a_real_program():
+    m = read(shared('real/files')/'coloured_scale_bar.tif', number=0, sampling=.23928)
+    assert m.hidden[96:, :24].any() and m.hidden.mean() < .05 and 'coloured scale bar' in m.notes[0]
+    best = read(shared('real/files')/'coloured_scale_bar.tif')  # the same image in 16 bit, without the bar
+    assert best.sampling == pytest.approx(.23928, rel=1e-4) and best.hidden is None
+    shown = ~m.hidden
+    assert np.corrcoef(m.image[shown], best.image[shown])[0, 1] > .9
+
+
 def test_a_strip_of_words_is_hidden_whole(tmp_path, grey):
     marked = np.vstack([grey, np.zeros((24, grey.shape[1]), np.uint8)])
     marked[208:216, 10:200:7] = 255
@@ -487,7 +513,6 @@ def test_any_bytes_under_any_name(tmp_path, kind, data, magic):
 
 
 def test_a_reader_that_hangs_or_dies_is_stopped_and_the_next_file_is_read(tmp_path, grey, monkeypatch):
-    import os
     os.mkfifo(tmp_path/'pipe.tif')
     with pytest.raises(UserError, match='no file'):
         read(tmp_path/'pipe.tif', sampling=.6)
@@ -499,6 +524,23 @@ def test_a_reader_that_hangs_or_dies_is_stopped_and_the_next_file_is_read(tmp_pa
         read(tmp_path/'a.dm3')
     monkeypatch.setattr(reading, 'PATIENCE', 30.)
     assert np.array_equal(read(tmp_path/'a.dm3').image, grey) and reading._readers.process is not child
+
+
+def test_nothing_is_imported_from_the_current_folder(tmp_path, grey, monkeypatch):
+    """Not even where PYTHONPATH has it, as a relative path."""
+    path = write_dm(tmp_path/'a.dm3', grey)
+    for name in ('pint', 'nanoshape', 'rsciio'):
+        (tmp_path/f'{name}.py').write_text(f'open({str(tmp_path/"imported")!r}, "a").write({name!r})\nraise SystemExit\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', '.:' + os.environ.get('PYTHONPATH', ''))
+    monkeypatch.setattr(reading, '_readers', reading._Readers())
+    assert np.array_equal(read(path).image, grey) and not (tmp_path/'imported').exists()
+    reading._readers.process.kill()
+
+
+def test_a_missing_package_is_named():
+    for e in (ModuleNotFoundError("No module named 'mrcz'", name='mrcz'), ModuleNotFoundError("The 'mrcz' library was not found")):
+        assert reading._missing_package(e) == 'mrcz'
 
 
 def test_a_mask_is_refused_and_single_electrons_are_not(tmp_path):
