@@ -219,3 +219,30 @@ def test_a_network_for_300_kv_does_not_answer_at_200(tmp_path):
     m = read(shared('inputs')/'pt_200kV_cs1.2_66nm.dm3')
     t = classify(m, segment(m), default_shape_network(None))
     assert len(t) > 3 and (t['shape'] == 'undetermined').all() and (t.reason == 'another voltage than trained on').all()
+
+
+def test_labels_and_positions_are_on_the_pixels_of_the_file(tmp_path, grey):
+    """Of oblong pixels, too; positions in nm, sizes and answers are those of the same image with square ones."""
+    import tifffile
+    from nanoshape.learn.models import build
+    from nanoshape.learn.network import Card
+    from nanoshape.micrographs.report import write_report
+    network = Network(build('cnn4', 2), Card(arch='cnn4', classes=['cube', 'octahedron'], sampling=.8, gpts=64))
+    oblong = grey.reshape(100, 2, 250).mean(1).astype(np.float32)
+    nm = dict(imagej=True, metadata={'unit': 'nm'})
+    tifffile.imwrite(tmp_path/'square.tif', grey, resolution=(1/.05, 1/.05), **nm)
+    tifffile.imwrite(tmp_path/'oblong.tif', oblong, resolution=(1/.05, 1/.1), **nm)
+    square, other = (write_report(read(tmp_path/f'{k}.tif'), network, tmp_path/k) for k in ('square', 'oblong'))
+    labels = tifffile.imread(tmp_path/'oblong/oblong_labels.tif')
+    assert labels.shape == oblong.shape and len(other) == len(square) == 2
+    for r, s in zip(other.itertuples(), square.itertuples()):
+        y, x = ndi.center_of_mass(labels == r.label)
+        assert abs(x - r.x_px) < .5 and abs(y - r.y_px) < .5 and oblong[labels == r.label].mean() < 130
+        assert abs(r.x_px - s.x_px) < 1 and abs(r.y_px - (s.y_px - .5)/2) < 1
+        assert abs(r.x_nm - (r.x_px + .5)*.05) < .01 and abs(r.y_nm - (r.y_px + .5)*.1) < .01
+        assert abs(r.equivalent_diameter_nm - s.equivalent_diameter_nm) < .1
+
+
+def test_the_oblong_pixels_of_a_file(tmp_path):
+    m = read(shared('inputs')/'ij_oblong.tif')
+    assert m.pixels == (256, 512) and m.image.shape == (512, 512) and abs(m.sampling - .586) < 1e-4

@@ -40,6 +40,7 @@ class Micrograph:
     hidden: np.ndarray|None = None  # bool (y, x): pixels of a scale bar that were painted over
     notes: tuple[str,...] = ()  # changes to the file's pixels, for the report
     file: dict = of_each(default_factory=dict)  # what the file says of itself, for the record
+    pixels: tuple[int,int]|None = None  # rows and columns of the file, where its pixels were made square
     @property
     def field(self)->tuple[float,float]: return tuple(n*self.sampling for n in self.image.shape)  # Å (y, x)
 
@@ -610,7 +611,8 @@ def _micrograph(path, a, header, sampling, frame, inverted):
     a, sampling, squared = _square(a, scales, path.name)
     if hidden.any() and a.shape != shape: hidden = resampled(hidden.astype(float), scales, sampling) > .25
     return Micrograph(a, float(sampling), path.name + (f' [{frame}]' if frame else ''), header.get('voltage'),
-                      hidden if hidden.any() else None, (*notes, *squared), header.get('file', {}))
+                      hidden if hidden.any() else None, (*notes, *squared), header.get('file', {}),
+                      shape if squared else None)
 
 # %% ../../nbs/micrographs/00_reading.ipynb #c6a17815
 def read(

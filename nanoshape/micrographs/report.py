@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DPI', 'PAGE_HEAD', 'CAUTION', 'LEGEND', 'class_colors', 'overlay', 'png_url', 'picture', 'html_page',
-           'network_pictures', 'summarise', 'file_words', 'label_file', 'write_report']
+           'network_pictures', 'summarise', 'file_words', 'label_file', 'in_file_pixels', 'in_square_pixels',
+           'write_report']
 
 # %% ../../nbs/micrographs/04_report.ipynb #c4b93cba
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from ..figures import (PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curve
                                show_images, use_style)
 from .particles import (CRYSTALLINE, UNKNOWN, classify, crystallinity, particle_fields,
                                              probability_columns)
-from .reading import Micrograph
+from .reading import Micrograph, relabelled
 from ..learn.network import Card, Network, outside, training
 
 # %% ../../nbs/micrographs/04_report.ipynb #eaeaabe1
@@ -275,6 +276,23 @@ def label_file(
     file, frame = re.fullmatch(r'(.*?)(?: \[(\d+)\])?', name, re.DOTALL).groups()
     return '_'.join([Path(file).stem, *([frame] if frame else []), 'labels.tif'])
 
+# %% ../../nbs/micrographs/04_report.ipynb #60a740bc
+def _on_grid(shape, labels, table):  # labels and positions on a grid of the same field
+    y, x = (n/k for n, k in zip(shape, labels.shape))
+    return relabelled(labels, shape), table.assign(x_px=(table.x_px + .5)*x - .5, y_px=(table.y_px + .5)*y - .5)
+
+def in_file_pixels(
+    m:Micrograph,
+    labels:np.ndarray,  # (y, x), of the particles
+    table:pd.DataFrame,  # with x_px, y_px
+)->tuple[np.ndarray,pd.DataFrame]:
+    "Labels and positions on the file's own pixels; as they are where these are square."
+    return (labels, table) if m.pixels is None else _on_grid(m.pixels, labels, table)
+
+def in_square_pixels(m:Micrograph, labels:np.ndarray, table:pd.DataFrame)->tuple[np.ndarray,pd.DataFrame]:
+    "The other way round: from the file's pixels to those of `m.image`."
+    return (labels, table) if m.pixels is None else _on_grid(m.image.shape, labels, table)
+
 # %% ../../nbs/micrographs/04_report.ipynb #7fcd9256
 def _write_labels(path, labels):
     tifffile.imwrite(path, labels.astype(np.uint16 if labels.max() < 2**16 else np.uint32), compression='zlib')
@@ -304,7 +322,7 @@ def write_report(
     element:str|None=None,  # of the lattice that is looked for; default: that of the network's training
     crystals:Network|None=None,  # for crystallinity; None: without it
     **params,  # recorded in run.json
-)->pd.DataFrame:  # the particles
+)->pd.DataFrame:  # the particles, positions in the file's pixels
     """Analyse `m` and write particles.csv, NAME_labels.tif (0 background, 1 … n the table's `label`), overlay.png,
     confusion.png, curves.png, run.json and report.html into `out`."""
     use_style()
@@ -312,7 +330,9 @@ def write_report(
     labels, table = _analysed(m, network, detector, element, crystals)
     record = _run_record(m, network, detector, crystals, params)
     pictures, tests = _particle_pictures(m, labels, table, network, crystals), network_pictures(network.card)
-    page = html_page(m.name, summarise(m, table), table, pictures + tests, _page_notes(m, table, network.card, detector, element, notes),
+    labels, table = in_file_pixels(m, labels, table)
+    said = _page_notes(m, table, network.card, detector, element, notes)
+    page = html_page(m.name, summarise(m, table), table, pictures + tests, said,
                      '\n'.join(f'{k}: {v}' for k, v in record.items()), legend=LEGEND.format(label_file(m.name)))
     with result_folder(out, kind=PARTICLES) as folder:
         table.to_csv(folder/'particles.csv', index=False)
