@@ -620,7 +620,7 @@ def read(
     sampling:float|None=None,  # Å per pixel; default: from the file
     frame:int|None=None,  # of a stack
     inverted:bool|None=None,  # True: a negative, its particles are brighter than the background; default: from the file
-    number:int|None=None,  # of an image, where a file holds several; default: the first of the largest in real space with a pixel size
+    number:int|None=None,  # of an image, where a file holds several; default: the largest with a pixel size
 )->Micrograph:
     "Read and check one image. Raises `UserError`, in one sentence, for whatever cannot be analysed."
     return _micrograph(Path(path), *_pixels(Path(path), frame, number), sampling, frame, inverted)
