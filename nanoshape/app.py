@@ -31,7 +31,7 @@ from .learn.defaults import default_crystallinity_network, default_shape_network
 from .micrographs.reading import PICTURES, READERS, read
 from .micrographs.detection import default_detector
 from .micrographs.particles import UNKNOWN, particle_fields, probability_columns
-from .micrographs.report import label_file, picture, summarise, write_report
+from .micrographs.report import in_square_pixels, label_file, picture, summarise, write_report
 from .studies.experiments import sample_micrograph
 
 # %% ../nbs/03_app.ipynb #8e751a13
@@ -168,9 +168,10 @@ def analyse(self:Page, m, notes=()):
     "Find, measure and classify the particles of a micrograph, and show them."
     self.say('Finding and measuring particles, telling their shapes … (half a minute for a large image)')
     self.m, self.network, out = m, default_shape_network(), Path(self.folder.name)/'report'
-    self.table = write_report(m, self.network, out, notes, default_detector(),
-                              crystals=default_crystallinity_network(), image=m.name)
-    self.labels = tifffile.imread(out/label_file(m.name)).astype(int)
+    table = write_report(m, self.network, out, notes, default_detector(),
+                         crystals=default_crystallinity_network(), image=m.name)
+    labels = tifffile.imread(out/label_file(m.name)).astype(int)
+    self.labels, self.table = in_square_pixels(m, labels, table)
     self.results.children = self._shown(out)
     self.say(summarise(m, self.table))
 

@@ -33,12 +33,12 @@ def _check_out(out, image=None, kind=PARTICLES, record='run.json', key=None):  #
 def _default_out(a):  # a folder under runs/ that bears the name of what is analysed
     path = Path(a.image).resolve()
     name = path.name if path.is_dir() else path.stem
-    return runs_folder()/(name + (f'_{a.frame}' if a.frame is not None else ''))
+    return runs_folder()/'_'.join([name, *(str(k) for k in (a.number, a.frame) if k is not None)])
 
 # %% ../nbs/02_cli.ipynb #7c2d5b1c
 def _options(a):  # how files are read
     sampling = None if a.pixel_size is None else a.pixel_size*NM
-    return dict(sampling=sampling, frame=a.frame, inverted=True if a.inverted else None)
+    return dict(sampling=sampling, frame=a.frame, inverted=True if a.inverted else None, number=a.number)
 
 # %% ../nbs/02_cli.ipynb #0643cf28
 def _read(a):  # the micrograph of the command line
@@ -56,7 +56,7 @@ def analyse(a):
     some could not be analysed."""
     from nanoshape.micrographs.reading import frame_count
     out = Path(a.out or _default_out(a))
-    many = Path(a.image).is_dir() or a.frame is None and frame_count(a.image) > 1
+    many = Path(a.image).is_dir() or a.frame is None and frame_count(a.image, a.number) > 1
     _check_out(out, a.image, *((SURVEY, 'survey.json', 'path') if many else (PARTICLES, 'run.json', 'image')))
     if a.calibrate: a.pixel_size = _calibrated(a)
     if many: return _analyse_folder(a, out)
@@ -102,7 +102,8 @@ def heights(a):
     from nanoshape.atoms.height_report import write_heights
     from nanoshape.atoms.refine import refined_columns
     read = refined_columns if a.refine else image_columns
-    print(write_heights(_read(a), network, out, a.tilted or a.refine, read, image=str(Path(a.image).resolve())))
+    print(write_heights(_read(a), network, out, a.tilted or a.refine, read, a.counts,
+                        image=str(Path(a.image).resolve())))
     print(f'Results: {out}/report.html (and columns.csv, model.xyz)')
 
 # %% ../nbs/02_cli.ipynb #68419ac9
@@ -234,8 +235,17 @@ def _count(text):  # argparse shows this message
     if text.isdigit() and 0 < int(text) <= 10**6: return int(text)
     raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1 to 1000000')
 
+def _decimal(text):  # 0.0586 or 0,0586
+    try: return float(text.replace(',', '.'))
+    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is not a number such as 0.0586') from None
+
+def _number_option(p):
+    p.add_argument('--image', type=int, metavar='N', dest='number',
+                   help='which image, from 0, of a file that holds several (default: the first of the largest in real '
+                        'space with a pixel size)')
+
 def _file_options(p, frame='(default: all)'):
-    p.add_argument('--pixel-size', type=float, metavar='NM', help='nm per pixel; needed where the file does not say it')
+    p.add_argument('--pixel-size', type=_decimal, metavar='NM', help='nm per pixel; needed where the file does not say it')
     p.add_argument('--inverted', action='store_true', help='particles are brighter than the ground, as in a negative')
     p.add_argument('--frame', type=int, metavar='K', help=f'which image of a movie, from 0 {frame}')
     p.add_argument('--out', metavar='FOLDER', help='where the results go (default: a folder under runs/)')
@@ -260,7 +270,7 @@ def _demo_command(sub):
     d.add_argument('--train', action='store_true', help='train a small network first (5 to 7 minutes on 2 cores)')
     d.add_argument('--structures', type=_count, help='number of simulated particles (default: 200, with --train 1500)')
     d.add_argument('--epochs', type=_count, default=60, help='with --train: passes over the training set (default: 60)')
-    d.set_defaults(run=demo); _image_options(d)
+    d.set_defaults(run=demo, number=None); _image_options(d)
 
 # %% ../nbs/02_cli.ipynb #4e3ee4d5
 def _analyse_command(sub):
@@ -275,7 +285,7 @@ def _analyse_command(sub):
                                                           'a folder must be of one magnification')
     s.add_argument('--model', metavar='FILE', help="a model file, …safetensors (default: data/models/, else the "
                                                    "demo's)")
-    s.set_defaults(run=analyse); _image_options(s)
+    s.set_defaults(run=analyse); _image_options(s); _number_option(s)
 
 # %% ../nbs/02_cli.ipynb #30e5ef23
 def _heights_command(sub):
@@ -287,12 +297,15 @@ def _heights_command(sub):
     h.add_argument('--model', metavar='FILE', help='a model file (default: data/models/heights_MATERIAL.safetensors)')
     h.add_argument('--tilted', action='store_true',
                    help='read a crystal that looks tilted off its axis all the same (--refine always does)')
+    h.add_argument('--counts', action='store_true',
+                   help='the grey levels are known to count electrons: read them even if the file does not say so, '
+                        'and its noise speaks against it')
     h.add_argument('--refine', action='store_true',
                    help='correct the heights, and find focus and tilt, until a simulated image is like this one: half '
                         'a minute, and '
                         'most of the errors gone at 1000 electrons per Å², if the microscope is like that of the '
                         'training')
-    h.set_defaults(run=heights); _file_options(h, '(needed for a movie)')
+    h.set_defaults(run=heights); _file_options(h, '(needed for a movie)'); _number_option(h)
 
 # %% ../nbs/02_cli.ipynb #54352717
 def _app_command(sub):

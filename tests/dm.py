@@ -27,12 +27,13 @@ def _tag(version, name, data):
     return head + (struct.pack('>Q', len(body)) if version == 4 else b'') + body
 
 
-def write_dm(path, image, pixel_nm=.05, unit='nm', kilovolts=300, mode='TEM', version=3):
-    """Write `image` (y, x) of one of `TYPES`; `pixel_nm` may be a pair (x, y)."""
+def write_dm(path, image, pixel_nm=.05, unit='nm', kilovolts=300, mode='TEM', version=3, brightness=(0., 1., '')):
+    """Write `image` (y, x) of one of `TYPES`; `pixel_nm` may be a pair (x, y);
+    brightness: origin, scale and unit of the intensities."""
     scales = pixel_nm if isinstance(pixel_nm, tuple) else (pixel_nm, pixel_nm)
     dims = [dict(Origin=0., Scale=float(s), Units=unit) for s in scales]
     number = TYPES[image.dtype.name][1]
-    data = dict(Calibrations=dict(Brightness=dict(Origin=0., Scale=1., Units=''), Dimension=dims[:image.ndim]), Data=image.ravel(),
+    data = dict(Calibrations=dict(Brightness=dict(zip(('Origin', 'Scale', 'Units'), brightness)), Dimension=dims[:image.ndim]), Data=image.ravel(),
                 DataType=number, Dimensions=[int(n) for n in image.shape[::-1]], PixelDepth=image.itemsize)
     microscope = {'Microscope Info': {'Voltage': kilovolts*1e3, 'Illumination Mode': mode}}
     thumbnail = dict(ImageData=dict(data, Data=np.zeros(4, np.uint8), DataType=6, Dimensions=[2, 2], PixelDepth=1), ImageTags={})

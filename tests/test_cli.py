@@ -53,6 +53,12 @@ def test_help_tells_a_newcomer_what_to_do():
     assert '--pixel-size' in nanoshape('analyse', '--help').stdout
 
 
+def test_decimal_commas_are_understood():
+    from nanoshape.cli import parser
+    assert parser().parse_args(['analyse', 'a.png', '--pixel-size', '0,0586']).pixel_size == .0586
+    assert 'not a number such as' in nanoshape('analyse', 'a.png', '--pixel-size', '1.000,5').stderr
+
+
 def test_the_command_is_installed():
     from importlib.metadata import entry_points
     e, = entry_points(group='console_scripts', name='nanoshape')

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import ROOT, stand_in
+from conftest import ROOT, one_sentence, shared, stand_in
 from nanoshape.cli import main
 from nanoshape.simulate.columns import column_crystal, column_table, zone
 from nanoshape.core import read_yaml, UserError, read_json, rng, torch_rng
@@ -26,8 +26,8 @@ from nanoshape.atoms.heights import (class_scores, column_answers, fitted_temper
 from nanoshape.atoms.limit import ideal_height_reader, most_likely
 from nanoshape.simulate.microscope import intensity
 from nanoshape.simulate.multislice import exit_waves
-from nanoshape.atoms.column_lattice import (TILTED, asymmetry, check_axis, check_columns, fit_lattice, image_columns,
-                                            read_simulated, refusal_score)
+from nanoshape.atoms.column_lattice import (TILTED, asymmetry, check_axis, check_columns, check_counts, check_heights, fit_lattice,
+                                            image_columns, noise_slope, read_simulated, refusal_score)
 from nanoshape.atoms.atomic_model import build_model
 from nanoshape.atoms.height_report import write_heights
 from nanoshape.atoms.movies import flicker, simulate_movie, movie_score, read_movie, change_points, forward_backward
@@ -388,6 +388,9 @@ def test_what_cannot_be_read_is_refused(image, recipe, tmp_path):
         image_columns(Micrograph(m.image, 2*m.sampling, 'coarse'), network)
     with pytest.raises(UserError, match='0 columns'):
         image_columns(m, nothing)
+    with pytest.raises(UserError, match='200 kV.*300 kV'):
+        image_columns(replace(m, voltage=2e5), network.with_card(energy_kev=300))
+    assert len(image_columns(replace(m, voltage=3e5), network.with_card(energy_kev=300))[0])
     with pytest.raises(UserError, match='lattice|apart'):
         image_columns(m, network.with_card(material='Au'))
     with pytest.raises(UserError):
@@ -423,6 +426,59 @@ def test_simulated_images_and_movies_are_read_back(image, store, recipe):
     p[3:] = read_movie(counts, maps, 3, m.sampling, oracle(maps[1], recipe))[0][3:]
     moved = true[0] != true[-1]
     assert moved.any() and movie_score(p[:, true[-1] > 0], true[:, true[-1] > 0], 3)['found'] == 1
+
+
+def lattice_image(n, mean=150, contrast=.3):
+    """What an electron counter sees of crossed fringes."""
+    y, x = np.mgrid[:n, :n]
+    return np.random.default_rng(0).poisson(mean*(1 + contrast*np.cos(x/3)*np.cos(y/3))).astype(np.float32)
+
+
+@pytest.mark.parametrize('gain', [1., 3.3])
+@pytest.mark.parametrize('pedestal', [0., .3, -.3])
+def test_noise_shows_whether_zero_is_zero(gain, pedestal):
+    counts = gain*(lattice_image(512) + pedestal*150)
+    ratio, slope, error = noise_slope(counts)
+    assert abs(slope - (1 + pedestal)) < 3*error < .1 and ratio == pytest.approx(gain/(1 + pedestal), rel=.01)
+    m = Micrograph(counts, .4, 'a.tif')
+    if not pedestal: return check_counts(m)
+    with pytest.raises(UserError, match='of the mean.*--counts') as e: check_counts(m)
+    one_sentence(e)
+    check_counts(replace(m, file=dict(electrons=True)))
+
+
+def test_grey_levels_for_display_are_no_counts():
+    stretched = lambda a: ((a - a.min())/np.ptp(a)*255).round().astype(np.float32)
+    for a, how, says in ((stretched(lattice_image(512)), dict(stored_as='uint8'), '8-bit'), (257*stretched(lattice_image(512)), {}, 'of the mean'),
+                         (3*lattice_image(80), {}, 'too little to tell'), (3*lattice_image(40), {}, 'too little to tell')):
+        with pytest.raises(UserError, match=says) as e: check_counts(Micrograph(a, .4, 'a.tif', file=how))
+        one_sentence(e)
+    check_counts(Micrograph(lattice_image(80), .4, 'counted.tif'))  # as few as these, but their variance is their mean
+
+
+def test_one_height_for_columns_that_differ_is_no_answer(image, recipe, tmp_path):
+    m, network = image
+    columns, fit = image_columns(m, network)
+    assert columns.height.nunique() > 1
+    check_heights(m, columns, fit)
+    with pytest.raises(UserError, match='all columns would have 5 atoms, but') as e: check_heights(m, columns.assign(height=5), fit)
+    one_sentence(e)
+    flat = np.where(heights_of(network) > 0, 5, 0)
+    with pytest.raises(UserError, match='no answer'): write_heights(m, oracle(flat, recipe), tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+    alike = m.image.copy()
+    alike[:] = np.random.default_rng(0).poisson(100, alike.shape)
+    check_heights(replace(m, image=alike), columns.assign(height=5), fit)
+
+
+@pytest.mark.parametrize('name, says', [('ceria_offset0.3.tif', 'of the mean'), ('ceria_8bit.tif', '8-bit'), ('ceria_dm_origin100.dm3', '')])
+def test_heights_of_files_that_count_and_of_those_that_do_not(name, says, tmp_path, capsys):
+    status = main(['heights', str(shared('inputs')/name), '--out', str(tmp_path/'out')])
+    assert status == (2 if says else 0) and says in capsys.readouterr().err and (tmp_path/'out').exists() == (not says)
+    if not says:
+        c, truth = pd.read_csv(tmp_path/'out/columns.csv'), np.load(shared('inputs')/'ceria_truth.npz')
+        assert 4 <= c.height.min() and c.height.max() <= 6 and right_heights(c, true_columns(truth['truth'][0], float(truth['sampling']))) > .7
+    if says: assert main(['heights', str(shared('inputs')/name), '--counts', '--out', str(tmp_path/'out')]) == 0
 
 
 def test_tilted_crystals_have_confidences_of_their_own(image, tmp_path):

@@ -3,7 +3,7 @@ import numpy as np
 from scipy import ndimage as ndi
 from skimage import io, measure
 
-from conftest import listed
+from conftest import listed, shared
 from nanoshape.core import torch_rng
 from nanoshape.micrographs.detection import segment
 from nanoshape.micrographs.particles import classify, measure_lattice, measure_particles, noise_share, particle_fields
@@ -189,3 +189,60 @@ def test_a_card_without_a_test_writes_its_curves_under_their_name(tmp_path, grey
     card = Card(arch='cnn4', classes=['cube', 'octahedron'], sampling=.8, gpts=64, threshold=.9, feret_range_nm=[1, 9], log=log)
     write_report(Micrograph(grey.astype(np.float32), .6, 'discs'), Network(build('cnn4', 2), card), tmp_path/'out')
     assert {p.name for p in (tmp_path/'out').glob('*.png')} == {'overlay.png', 'curves.png'}
+
+
+def test_another_voltage_or_element_withholds_every_answer(tmp_path, grey):
+    """And record and page say both what the file says and what the network has learned."""
+    from nanoshape.core import read_json
+    from nanoshape.learn.models import build
+    from nanoshape.learn.network import Card
+    from nanoshape.micrographs.report import summarise, write_report
+    recipe = dict(kind='particles', element='Au', energy_kev=300, defocus_nm=0, dose=1000)
+    network = Network(build('cnn4', 2), Card(arch='cnn4', classes=['cube', 'octahedron'], sampling=.8, gpts=64, recipe=recipe))
+    said = dict(mode='TEM', camera='<Ceta>', date='2023-11-14')
+    at = lambda volts: Micrograph(grey.astype(np.float32), .6, 'discs', volts, file=said | dict(voltage_kv=volts/1e3))
+    assert (write_report(at(3e5), network, tmp_path/'a')['shape'] != 'undetermined').all()
+    assert 'withheld' not in (tmp_path/'a/report.html').read_text()
+    t = write_report(at(2e5), network, tmp_path/'b')
+    assert (t['shape'] == 'undetermined').all() and (t.reason == 'another voltage than trained on').all()
+    assert '2 another voltage' in summarise(at(2e5), t)
+    page, record = (tmp_path/'b/report.html').read_text(), read_json(tmp_path/'b/run.json')
+    assert 'The image is of 200 kV, and the network has learned 300 kV' in page and 'TEM, 200 kV, camera &lt;Ceta&gt;, 2023-11-14.' in page
+    assert record['file'] == at(2e5).file
+    t = write_report(at(3e5), network, tmp_path/'c', element='Pt')
+    assert (t.reason == 'another element than trained on').all()
+    assert 'is of Pt, and the network has learned Au' in (tmp_path/'c/report.html').read_text()
+
+
+def test_a_network_for_300_kv_does_not_answer_at_200(tmp_path):
+    from nanoshape.learn.defaults import default_shape_network
+    m = read(shared('inputs')/'pt_200kV_cs1.2_66nm.dm3')
+    t = classify(m, segment(m), default_shape_network(None))
+    assert len(t) > 3 and (t['shape'] == 'undetermined').all() and (t.reason == 'another voltage than trained on').all()
+
+
+def test_labels_and_positions_are_on_the_pixels_of_the_file(tmp_path, grey):
+    """Of oblong pixels, too; positions in nm, sizes and answers are those of the same image with square ones."""
+    import tifffile
+    from nanoshape.learn.models import build
+    from nanoshape.learn.network import Card
+    from nanoshape.micrographs.report import write_report
+    network = Network(build('cnn4', 2), Card(arch='cnn4', classes=['cube', 'octahedron'], sampling=.8, gpts=64))
+    oblong = grey.reshape(100, 2, 250).mean(1).astype(np.float32)
+    nm = dict(imagej=True, metadata={'unit': 'nm'})
+    tifffile.imwrite(tmp_path/'square.tif', grey, resolution=(1/.05, 1/.05), **nm)
+    tifffile.imwrite(tmp_path/'oblong.tif', oblong, resolution=(1/.05, 1/.1), **nm)
+    square, other = (write_report(read(tmp_path/f'{k}.tif'), network, tmp_path/k) for k in ('square', 'oblong'))
+    labels = tifffile.imread(tmp_path/'oblong/oblong_labels.tif')
+    assert labels.shape == oblong.shape and len(other) == len(square) == 2
+    for r, s in zip(other.itertuples(), square.itertuples()):
+        y, x = ndi.center_of_mass(labels == r.label)
+        assert abs(x - r.x_px) < .5 and abs(y - r.y_px) < .5 and oblong[labels == r.label].mean() < 130
+        assert abs(r.x_px - s.x_px) < 1 and abs(r.y_px - (s.y_px - .5)/2) < 1
+        assert abs(r.x_nm - (r.x_px + .5)*.05) < .01 and abs(r.y_nm - (r.y_px + .5)*.1) < .01
+        assert abs(r.equivalent_diameter_nm - s.equivalent_diameter_nm) < .1
+
+
+def test_the_oblong_pixels_of_a_file(tmp_path):
+    m = read(shared('inputs')/'ij_oblong.tif')
+    assert m.pixels == (256, 512) and m.image.shape == (512, 512) and abs(m.sampling - .586) < 1e-4

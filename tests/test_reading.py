@@ -1,12 +1,16 @@
 """Files off microscopes: what is read from them, and what is refused."""
+import json
+import os
 import struct
 import time
+import zipfile
 import zlib
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
-from conftest import one_sentence
+from conftest import one_sentence, shared
 from dm import write_dm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,8 +19,8 @@ from ser import write_ser
 
 from nanoshape.core import UserError
 from nanoshape.micrographs import reading
-from nanoshape.micrographs.reading import (MAX_PIXELS, Micrograph, burnt_in, check_field, frame_count, frames, read,
-                                           resampled)
+from nanoshape.micrographs.reading import (MAX_PIXELS, Micrograph, burnt_in, check_field, file_header, frame_count,
+                                           frames, header_sampling, read, resampled)
 
 # ---- formats
 
@@ -145,6 +149,55 @@ def test_axes_in_the_units_that_microscopes_use():
     assert np.allclose(_scales([axis('y', 5e-5, 'µm'), axis('x', 1e-4, 'um')]), [.5, 1.])
 
 
+def imagej(path, image, unit, per_pixel):
+    """A TIFF as ImageJ writes it, its unit as bytes."""
+    tifffile.imwrite(path, image, imagej=True, resolution=(1/per_pixel, 1/per_pixel), metadata={'unit': 'UNITUNITUNIT'})
+    path.write_bytes(path.read_bytes().replace(b'unit=UNITUNITUNIT', b'unit=' + unit.ljust(12)))
+    return path
+
+
+@pytest.mark.parametrize('unit, per_pixel', [
+    (b'\\u00B5m', 5.86e-5), (b'\\u00C5', .586), (b'A', .586), ('µm'.encode('latin-1'), 5.86e-5), ('µm'.encode(), 5.86e-5),
+    ('μm'.encode('shift_jis'), 5.86e-5), (b'Angstrom', .586), (b'micron', 5.86e-5)])
+def test_units_as_imagej_writes_them(tmp_path, grey, unit, per_pixel):
+    assert header_sampling(imagej(tmp_path/'a.tif', grey, unit, per_pixel)) == pytest.approx(.586, rel=1e-3)
+
+
+@pytest.mark.parametrize('unit, per_pixel', [(b'inch', 1/96), (b'inch', 1/300), (b'px', 1.), (b'pixel', 1.), (b'cm', .01), (b'blorps', 1.)])
+def test_a_screens_and_a_printers_pixels_are_no_calibration(tmp_path, grey, unit, per_pixel):
+    path = imagej(tmp_path/'a.tif', grey, unit, per_pixel)
+    assert header_sampling(path) is None
+    with pytest.raises(UserError, match='does not say its pixel size'): read(path)
+
+
+def test_the_pixel_size_of_an_ome_tiff(tmp_path, grey):
+    for name, size, unit in (('um', 5.86e-5, 'µm'), ('nm', .0586, 'nm'), ('none', 5.86e-5, None)):
+        metadata = dict(PhysicalSizeX=size, PhysicalSizeY=size) | (dict(PhysicalSizeXUnit=unit, PhysicalSizeYUnit=unit) if unit else {})
+        tifffile.imwrite(tmp_path/f'{name}.ome.tif', grey, metadata=metadata)
+        assert header_sampling(tmp_path/f'{name}.ome.tif') == pytest.approx(.586), name
+
+
+def test_angstroms_of_a_dm_file_are_no_amperes(tmp_path, grey):
+    assert header_sampling(write_dm(tmp_path/'a.dm3', grey, .586, 'A')) == pytest.approx(.586)
+
+
+def test_a_voxel_of_one_angstrom_is_not_believed(tmp_path, grey):
+    path = write_mrc(tmp_path/'a.mrc', grey.astype(np.float32), 1.)
+    assert header_sampling(path) is None and header_sampling(write_mrc(tmp_path/'b.mrc', grey.astype(np.float32), 1.01)) == pytest.approx(1.01)
+    with pytest.raises(UserError, match='1 Å.*--pixel-size') as e: read(path)
+    one_sentence(e)
+    assert read(path, sampling=1.).sampling == 1.
+
+
+@pytest.mark.parametrize('name, right', [
+    ('inputs/A.dm3', .586), ('inputs/ij_A.tif', .586), ('inputs/ij_angstrom_escaped.tif', .586), ('inputs/ij_um_escaped.tif', .586),
+    ('inputs/ome_um.ome.tif', .586), ('inputs/ij_oblong.tif', .586), ('inputs/ij_inch96.tif', None), ('inputs/voxel_unset_1A.mrc', None),
+    ('real/files/berkeley_n_m.emd', .1225), ('real/files/micrometres_shift_jis.tif', 29.9)])
+def test_pixel_sizes_of_real_programs(name, right):
+    found = header_sampling(shared(name.rpartition('/')[0])/name.rpartition('/')[2])
+    assert found is None if right is None else found == pytest.approx(right, rel=2e-3)
+
+
 def test_a_micrograph_smaller_than_one_field_is_refused(grey):
     with pytest.raises(UserError, match='less than the 10 nm') as e:
         check_field(Micrograph(grey.astype(np.float32), .4, 'small.png'), 100)
@@ -158,6 +211,23 @@ def test_a_micrograph_smaller_than_one_field_is_refused(grey):
 def test_dm_files_of_both_versions(tmp_path, grey, version, kind):
     m = read(write_dm(tmp_path/f'a.dm{version}', grey.astype(kind), .06, kilovolts=200, version=version))
     assert np.array_equal(m.image, grey) and abs(m.sampling - .6) < 1e-6 and m.voltage == 200e3 and m.hidden is None and m.notes == ()
+
+
+def test_intensities_of_a_dm_file_have_an_origin_and_a_scale(tmp_path, grey):
+    stored = grey.astype(np.int32)*2 + 100
+    m = read(write_dm(tmp_path/'a.dm3', stored, .06, brightness=(100., .5, 'e-')))
+    assert np.array_equal(m.image, grey) and m.file['electrons']
+    m = read(write_dm(tmp_path/'b.dm3', stored, .06, brightness=(100., .5, '')))
+    assert np.array_equal(m.image, grey) and not m.file['electrons']
+    for senseless in ((5., 0., ''), (5., -1., ''), (float('nan'), 1., '')):
+        assert np.array_equal(read(write_dm(tmp_path/'c.dm3', stored, .06, brightness=senseless)).image, stored)
+
+
+def test_ceria_is_the_same_in_electrons_wherever_its_origin_is():
+    counts = np.load(shared('inputs')/'ceria_truth.npz')['counts'].reshape(128, 128)
+    for name in ('ceria_dm_origin0.dm3', 'ceria_dm_origin100.dm3'):
+        m = read(shared('inputs')/name)
+        assert np.array_equal(m.image, counts) and m.file['electrons'], name
 
 
 def test_units_and_oblong_pixels_of_a_dm_file(tmp_path, grey):
@@ -231,6 +301,75 @@ def test_the_frames_of_a_movie_one_by_one(tmp_path, grey):
     assert len(list(frames(write_dm(tmp_path/'one.dm3', grey)))) == 1
 
 
+# ---- several images in one file
+
+def write_velox(path, *images, mode=1):
+    """A file as Velox writes it; images: (array (y, x), metres per pixel, unit, detector)."""
+    with h5py.File(path, 'w') as f:
+        f['Version'] = [json.dumps(dict(format='Velox', version='1.0'))]
+        for k, (a, size, unit, detector) in enumerate(images):
+            if np.iscomplexobj(a): a = np.rec.fromarrays([a.real, a.imag], dtype=[('realFloatHalfEven', '<f4'), ('imagFloatHalfEven', '<f4')])
+            sizes = dict(PixelSize=dict(width=str(size), height=str(size)), Offset=dict(x='0', y='0'), PixelUnitX=unit, PixelUnitY=unit)
+            metadata = dict(Core={}, Instrument={}, Sample={}, Acquisition=dict(AcquisitionStartDatetime=dict(DateTime='1700000000')),
+                            Optics=dict(AccelerationVoltage='200000', OperatingMode=str(mode)),
+                            BinaryResult=dict(sizes, Detector=detector, DetectorIndex='0'), Scan={}, CustomProperties={},
+                            Detectors={'Detector-0': dict(DetectorName=detector)})
+            g = f.create_group(f'Data/Image/{k:032x}')
+            g.create_dataset('Data', data=np.asarray(a)[..., None], chunks=(*a.shape, 1))
+            g['Metadata'] = np.frombuffer(json.dumps(metadata).encode().ljust(8000, b'\0'), np.uint8)[:, None]
+    return path
+
+
+def test_of_several_images_the_largest_in_real_space_with_a_pixel_size_is_taken(tmp_path, grey):
+    image, flipped = grey.astype(np.uint16), grey[::-1].astype(np.uint16)
+    fft = (np.fft.fft2(grey)[:, :126].astype(np.complex64), 1e8, '1/m', 'FFT')
+    preview, unsized = (image[::4, ::4], 5.86e-11, 'm', 'preview'), (image + 1, 1., '', 'BF')
+    path = write_velox(tmp_path/'a.emd', fft, preview, unsized, (flipped, 5.86e-11, 'm', 'BM-Ceta'), (image, 5.86e-11, 'm', 'Falcon'))
+    m = read(path)
+    assert np.array_equal(m.image, flipped) and m.sampling == pytest.approx(.586) and m.voltage == 200e3
+    assert m.file['image'] == '3 of 0 … 4 (BM-Ceta)' and m.file['camera'] == 'BM-Ceta' and m.file['mode'] == 'TEM' and m.file['date'][:4] == '2023'
+    assert np.array_equal(read(path, number=4).image, image) and file_header(path, 4)['camera'] == 'Falcon'
+    assert read(path, number=1, sampling=.6).image.shape == preview[0].shape and frame_count(path, 4) == 1
+    for number, says in ((0, 'real-space image'), (5, 'images 0 … 4'), (-1, 'images 0 … 4')):
+        with pytest.raises(UserError, match=says) as e: read(path, number=number)
+        one_sentence(e)
+
+
+def test_a_preview_never_wins(tmp_path, grey):
+    """Not even if it comes first and alone has a pixel size."""
+    with tifffile.TiffWriter(tmp_path/'a.tif') as f:
+        f.write(grey[::4, ::4], resolution=(1e8/2.4, 1e8/2.4), resolutionunit='CENTIMETER')
+        f.write(grey)
+    m = read(tmp_path/'a.tif', sampling=.6)
+    assert np.array_equal(m.image, grey) and m.file['image'] == '1 of 0 … 1' and header_sampling(tmp_path/'a.tif') is None
+    assert header_sampling(tmp_path/'a.tif', 0) == pytest.approx(2.4)
+
+
+def test_a_single_image_has_no_other(tmp_path, grey):
+    Image.fromarray(grey).save(tmp_path/'a.png')
+    for path in (tmp_path/'a.png', write_dm(tmp_path/'a.dm3', grey)):
+        assert read(path, .6, number=0).image.shape == grey.shape and 'image' not in file_header(path)
+        with pytest.raises(UserError, match='single image'): read(path, .6, number=1)
+
+
+def test_the_camera_image_behind_a_fourier_transform(tmp_path):
+    m = read(shared('inputs')/'velox_fft_first.emd')
+    assert m.image.shape == (512, 512) and m.sampling == pytest.approx(.586) and m.file['image'] == '1 of 0 … 1 (BM-Ceta)'
+
+
+def test_a_sound_file_with_an_element_map_is_not_damaged(tmp_path):
+    with zipfile.ZipFile(shared('real/files')/'velox_eels_eds.zip') as z: name, = z.namelist(); z.extractall(tmp_path)
+    assert file_header(tmp_path/name)['mode'] == 'STEM' and header_sampling(tmp_path/name) == pytest.approx(1586.6, rel=1e-4)
+    with pytest.raises(UserError, match='scanned image'): read(tmp_path/name)
+
+
+def test_what_a_file_says_of_its_microscope(tmp_path, grey):
+    said = file_header(write_dm(tmp_path/'a.dm3', grey, kilovolts=200))
+    assert said == dict(mode='TEM', voltage_kv=200., electrons=False, stored_as='uint8')
+    assert file_header(write_dm(tmp_path/'a.dm3', grey, mode='STEM'))['mode'] == 'STEM'
+    assert file_header(write_velox(tmp_path/'b.emd', (grey, 1e-10, 'm', 'DF4'), mode=2))['mode'] == 'STEM'
+
+
 # ---- scale bars
 
 @pytest.mark.parametrize('background', [None, 0])
@@ -248,6 +387,31 @@ def test_a_burnt_in_bar_is_painted_over(tmp_path, grey, background, place):
     changed = marked != grey
     assert m.hidden[changed].mean() > .97 and m.hidden.mean() < .1 and 'scale bar' in m.notes[0]
     assert abs(m.image[m.hidden].mean() - grey.mean()) < 25 and m.image[m.hidden].max() < 250
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.tif', 'a.jpg'])
+def test_a_coloured_bar_is_painted_over(tmp_path, grey, name):
+    marked = np.dstack([grey]*3)
+    marked[190:194, 15:75] = 255, 40, 0
+    marked[180:186, 30:60:8] = 255, 40, 0
+    if name == 'a.tif': tifffile.imwrite(tmp_path/name, marked)
+    else: Image.fromarray(marked).save(tmp_path/name, quality=95)
+    m = read(tmp_path/name, sampling=.6)
+    assert m.hidden[190:194, 15:75].all() and m.hidden[182, 30] and m.hidden.mean() < .03 and 'coloured scale bar' in m.notes[0]
+    assert m.file['stored_as'] == 'uint8' and abs(m.image[m.hidden].mean() - 150) < 15
+    assert np.abs(m.image - grey)[~m.hidden].max() < (1 if name != 'a.jpg' else 30)
+    marked[100:120] = 255, 40, 0  # 10 %: a drawing
+    Image.fromarray(marked).save(tmp_path/'b.png')
+    with pytest.raises(UserError, match='colour picture'): read(tmp_path/'b.png', sampling=.6)
+
+
+def test_the_coloured_bar_of_a_real_program():
+    m = read(shared('real/files')/'coloured_scale_bar.tif', number=0, sampling=.23928)
+    assert m.hidden[96:, :24].any() and m.hidden.mean() < .05 and 'coloured scale bar' in m.notes[0]
+    best = read(shared('real/files')/'coloured_scale_bar.tif')  # the same image in 16 bit, without the bar
+    assert best.sampling == pytest.approx(.23928, rel=1e-4) and best.hidden is None
+    shown = ~m.hidden
+    assert np.corrcoef(m.image[shown], best.image[shown])[0, 1] > .9
 
 
 def test_a_strip_of_words_is_hidden_whole(tmp_path, grey):
@@ -349,7 +513,6 @@ def test_any_bytes_under_any_name(tmp_path, kind, data, magic):
 
 
 def test_a_reader_that_hangs_or_dies_is_stopped_and_the_next_file_is_read(tmp_path, grey, monkeypatch):
-    import os
     os.mkfifo(tmp_path/'pipe.tif')
     with pytest.raises(UserError, match='no file'):
         read(tmp_path/'pipe.tif', sampling=.6)
@@ -361,6 +524,23 @@ def test_a_reader_that_hangs_or_dies_is_stopped_and_the_next_file_is_read(tmp_pa
         read(tmp_path/'a.dm3')
     monkeypatch.setattr(reading, 'PATIENCE', 30.)
     assert np.array_equal(read(tmp_path/'a.dm3').image, grey) and reading._readers.process is not child
+
+
+def test_nothing_is_imported_from_the_current_folder(tmp_path, grey, monkeypatch):
+    """Not even where PYTHONPATH has it, as a relative path."""
+    path = write_dm(tmp_path/'a.dm3', grey)
+    for name in ('pint', 'nanoshape', 'rsciio'):
+        (tmp_path/f'{name}.py').write_text(f'open({str(tmp_path/"imported")!r}, "a").write({name!r})\nraise SystemExit\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', '.:' + os.environ.get('PYTHONPATH', ''))
+    monkeypatch.setattr(reading, '_readers', reading._Readers())
+    assert np.array_equal(read(path).image, grey) and not (tmp_path/'imported').exists()
+    reading._readers.process.kill()
+
+
+def test_a_missing_package_is_named():
+    for e in (ModuleNotFoundError("No module named 'mrcz'", name='mrcz'), ModuleNotFoundError("The 'mrcz' library was not found")):
+        assert reading._missing_package(e) == 'mrcz'
 
 
 def test_a_mask_is_refused_and_single_electrons_are_not(tmp_path):

@@ -166,7 +166,10 @@ def test_an_image_that_no_guess_explains_is_said_to_be_such(recipe, card, tmp_pa
     monkeypatch.setattr(refine, 'TILT_GRID', ())
     image, heights, _ = seen(recipe, dose=1e5, Cs=1.2e6)  # hardly corrected
     text = write_heights(Micrograph(image, card.sampling, 'crystal'), Network(Oracle(heights), card), tmp_path/'out', read=refined_columns)
-    assert 'not to be relied on' in text
+    assert 'not to be relied on' in text and 'probability' not in text and '%' not in text.split('The lattice constant')[0]
+    table, page = pd.read_csv(tmp_path/'out/columns.csv'), (tmp_path/'out/report.html').read_text()
+    given = [k for k in table if k.startswith('p_') or k in ('confidence', 'mean', 'sd')]
+    assert len(given) > 3 and table[given].isna().all().all() and table.height.notna().all() and '<th>confidence</th>' not in page
 
 
 def test_what_cannot_be_refined_is_refused(crystal, card, monkeypatch):

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import Delaunay, cKDTree
 
+from conftest import one_sentence, shared
 from nanoshape.core import UserError, rng
 from nanoshape.simulate.orientations import random_rotation, rotated
 from nanoshape.simulate.structures import (FORMATS, SHAPES, UNSEEN, assemble, carbon_nanotube, closed_shell,
@@ -199,6 +200,69 @@ def test_damaged_files_say_so(suffix, damage, tmp_path):
         assert path.name in str(e) and '\n' not in str(e)
     else:
         assert damage == 'nan' and np.isfinite(atoms.positions).all()  # the number was not a coordinate
+
+
+CEL = """a site of gold and palladium, one of gold, one of oxygen in one cell of ten
+0 2.0 2.0 0.4 90.0 90.0 90.0
+Au 0.25 0.25 0.5 0.5 0.0060 0 0 0
+Pd 0.25 0.25 0.5 0.5 0.0060 0 0 0
+Au 0.75 0.75 0.5 1.0 0.0060 0 0 0
+O  0.75 0.25 0.5 0.1 0.0100 0 0 0
+*
+"""
+
+
+def occupied_in_part(folder, suffix):
+    """The structure above, as CEL, or as CIF: in P 1, or with a mirror plane across its short axis, which is b there."""
+    path, mirrored = folder/('a' + suffix[-4:]), suffix == 'm.cif'
+    sites = ((s, x, *(('0.5', y) if mirrored else (y, '0.5')), p) for s, x, y, _, p, *_ in map(str.split, CEL.splitlines()[2:-1]))
+    b, c = (4, 20) if mirrored else (20, 4)
+    head = f"data_a\n_cell_length_a 20\n_cell_length_b {b}\n_cell_length_c {c}\n_cell_angle_alpha 90\n_cell_angle_beta 90\n" \
+           f"_cell_angle_gamma 90\n_symmetry_space_group_name_H-M '{'P m' if mirrored else 'P 1'}'\nloop_\n_atom_site_label\n" \
+           "_atom_site_type_symbol\n_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\n_atom_site_occupancy\n"
+    path.write_text(CEL if suffix == '.cel' else head + ''.join(f'{r[0]}{k} {" ".join(r)}\n' for k, r in enumerate(sites)))
+    return path
+
+
+@pytest.mark.parametrize('suffix', ['.cel', '.cif', 'm.cif'])
+@pytest.mark.filterwarnings('ignore:.*(Biso|crystal system|occupanc)')
+def test_sites_that_are_occupied_in_part_are_drawn(suffix, tmp_path):
+    from nanoshape.simulate.potential import VOLT, scattering_factor
+    path = occupied_in_part(tmp_path, suffix)
+    many = read_structure(path, repeat=(50, 1, 50) if suffix == 'm.cif' else (50, 50, 1))
+    n = {s: int((many.symbols == s).sum()) for s in ('Au', 'Pd', 'O')}
+    assert n['Au'] + n['Pd'] == 2*2500, 'a site holds one of the two, never both and never none'
+    assert abs(n['Pd'] - 1250) < 4*25 and abs(n['O'] - 250) < 4*15
+    integral = lambda symbols: VOLT*sum(float(scattering_factor(s)(0.)) for s in symbols)
+    half = many.symbols[(many.positions[:, 0] % 20 < 10)]
+    assert integral(half)/2500 == pytest.approx((integral(['Au']) + integral(['Pd']))/2, rel=.02)
+    assert integral(['O']*n['O'])/2500 == pytest.approx(integral(['O'])/10, rel=.25)
+    one, same, other = (read_structure(path, seed) for seed in (3, 3, 8))
+    assert len(one) in (2, 3) and (one.numbers == same.numbers).all() and np.array_equal(one.positions, same.positions)
+    assert len({tuple(read_structure(path, seed).symbols) for seed in range(20)}) > 1
+
+
+def test_biso_of_a_cel_is_kept_and_said(tmp_path):
+    path = occupied_in_part(tmp_path, '.cel')
+    with pytest.warns(UserWarning, match='a.cel gives Biso of Au 0.6.*debye_waller'): atoms = read_structure(path, repeat=(9, 9, 1))
+    assert atoms.info['b_factors'] == pytest.approx(dict(Au=.6, Pd=.6, O=1.)) and np.allclose(atoms.arrays['b_factor'][atoms.symbols == 'O'], 1)
+    back = write_structure(tmp_path/'b.cel', atoms)
+    with pytest.warns(UserWarning, match='Biso'): assert np.allclose(read_structure(back).arrays['b_factor'], atoms.arrays['b_factor'])
+
+
+@pytest.mark.parametrize('old, new', [('0.5 0.5 0.0060', '0.5 0.7 0.0060'), ('0.5 0.1 ', '0.5 -0.1 '), ('0.5 0.1 ', '0.5 nan ')])
+def test_impossible_occupancies_are_refused(tmp_path, old, new):
+    (tmp_path/'a.cel').write_text(CEL.replace(old, new))
+    with pytest.raises(UserError, match='a.cel has a site with an occupancy') as e: read_structure(tmp_path/'a.cel')
+    one_sentence(e)
+
+
+@pytest.mark.filterwarnings('ignore:.*Biso')
+def test_a_half_occupied_site_of_a_file():
+    path = shared('inputs')/'half_occupied.cel'
+    seen = [sorted(read_structure(path, seed).symbols) for seed in range(30)]
+    assert all(s.count('Au') + s.count('Pd') == 2 for s in seen) and {s.count('Pd') for s in seen} == {0, 1} == {s.count('O') for s in seen}
+    with pytest.raises(UserError, match='too many'): read_structure(path, repeat=(5000, 5000, 1))
 
 
 def test_equal_seeds_equal_atoms():

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ON', 'SCALES', 'MIN_COLUMNS', 'MIN_ON_LATTICE', 'MAX_STRAIN', 'GRID', 'RESOLUTION', 'SPLITS', 'TILTED', 'OFF_AXIS',
-           'LatticeFit', 'fit_lattice', 'check_columns', 'asymmetry', 'check_axis', 'recorded_finest', 'image_columns',
-           'read_simulated', 'refusal_score']
+           'FINE', 'EDGE', 'COUNTED', 'PEDESTAL', 'ALIKE', 'LatticeFit', 'fit_lattice', 'check_columns', 'asymmetry',
+           'check_axis', 'recorded_finest', 'noise_slope', 'check_counts', 'image_columns', 'column_spread',
+           'check_heights', 'read_simulated', 'refusal_score']
 
 # %% ../../nbs/atoms/02_column_lattice.ipynb #02733162
 from dataclasses import dataclass, replace
@@ -16,12 +17,13 @@ from scipy.ndimage import map_coordinates
 from ..core import NM, rng, UserError
 from ..simulate.orientations import axis_angle
 from ..simulate.columns import zone
-from ..datasets.batches import relative_input
+from ..datasets.samples import DISC
+from ..datasets.batches import CONTRAST, relative_input
 from ..learn.evaluate import wilson
-from ..learn.network import Card, Network, temperature_at
+from ..learn.network import Card, Network, outside, temperature_at, training
 from ..micrographs.reading import Micrograph, resampled
 from ..micrographs.detection import in_tiles
-from .heights import (class_scores, image_noise, disc_means, read_columns, right_heights, symmetry_mean,
+from .heights import (centre_pixels, class_scores, image_noise, disc_means, read_columns, right_heights, symmetry_mean,
                                      true_columns)
 
 # %% ../../nbs/atoms/02_column_lattice.ipynb #43c0d180
@@ -185,6 +187,52 @@ def _check_pixels(m, card):  # that they are fine enough to tell columns apart
         raise UserError(f'{m.name}: {m.sampling/NM:.3g} nm per pixel are too coarse to tell columns: '
                         f'at most {1.25*card.sampling/NM:.3g} will do')
 
+def _check_voltage(m, card):  # that it is the one of the training
+    if m.voltage and outside(card, energy_kev=m.voltage/1e3).get('another voltage than trained on'):
+        raise UserError(f'{m.name} was recorded at {m.voltage/1e3:g} kV, and the network has learned '
+                        f'{training(card).energies_kev[0]:g} kV: its heights would be wrong, so there are none')
+
+# %% ../../nbs/atoms/02_column_lattice.ipynb #bb50b13f
+FINE, EDGE = .35, 8  # cycles per pixel from which on there is mostly noise; pixels at the edge that are left out
+
+def _noise_and_mean(image):  # maps (y, x) of the squared noise, and of the mean that it belongs to
+    y, x = (np.fft.fftfreq(image.shape[0])[:, None], np.fft.rfftfreq(image.shape[1]))
+    fine, spectrum = np.hypot(y, x) > FINE, np.fft.rfft2(image)
+    def back(s): return np.fft.irfft2(s, image.shape)
+    coarse, response = back(np.where(fine, 0, spectrum)), back(fine.astype(float))**2
+    mean = back(np.fft.rfft2(coarse)*np.fft.rfft2(response))/response.sum()
+    inner = slice(EDGE, -EDGE), slice(EDGE, -EDGE)
+    return ((image - coarse)**2/response.sum())[inner], mean[inner]
+
+# %% ../../nbs/atoms/02_column_lattice.ipynb #1a5322af
+def noise_slope(
+    image:np.ndarray,  # (y, x)
+)->tuple[float,float,float]:  # variance of the noise over the mean; its relative slope; standard error of that
+    "How the noise goes with the intensity: 1 and 1 for counted electrons, 1 / (1 − pedestal / mean) for the slope."
+    noise, mean = _noise_and_mean(np.asarray(image, np.float64))
+    d = mean - mean.mean()
+    slope, relative = (d*noise).sum()/max((d*d).sum(), 1e-300), mean.mean()/max(noise.mean(), 1e-300)
+    rest = noise - noise.mean() - slope*d
+    error = np.sqrt((d*d*rest*rest).sum())/max((d*d).sum(), 1e-300)
+    return float(noise.mean()/mean.mean()), float(slope*relative), float(error*relative)
+
+# %% ../../nbs/atoms/02_column_lattice.ipynb #9ab679cf
+COUNTED, PEDESTAL = .05, .1  # errors that are allowed: of the variance over the mean; of its relative slope
+_VOUCH = 'give the counts as the camera recorded them, or --counts if you know that zero means no electrons'
+
+def check_counts(m:Micrograph):
+    """Raises `UserError` unless the file says that it counts electrons, or the noise bears out that zero means none."""
+    if m.file.get('electrons'): return
+    if m.file.get('stored_as') == 'uint8':
+        raise UserError(f'{m.name} has 8-bit grey levels, as pictures for display do, and heights need counts: {_VOUCH}')
+    ratio, slope, error = noise_slope(m.image) if min(m.image.shape) > 6*EDGE else (0., 1., 1.)
+    if abs(ratio - 1) <= COUNTED: return
+    if error > PEDESTAL:
+        raise UserError(f'{m.name} does not say that it counts electrons, and shows too little to tell by its noise '
+                        f'whether zero means none: {_VOUCH}')
+    if abs(slope - 1) > max(2*error, PEDESTAL):
+        raise UserError(f'{m.name}: by its noise, no electrons are not at 0 but at {1 - 1/slope:.0%} of the mean: {_VOUCH}')
+
 # %% ../../nbs/atoms/02_column_lattice.ipynb #bf3d7ea2
 def _tiled_scores(x, network):  # (classes, y, x), means over discs, of a network input (y, x) of any size
     def score(x): return torch.from_numpy(in_tiles(x.contiguous().numpy(), network.module))
@@ -208,10 +256,11 @@ def image_columns(
     tilted:bool=False,  # accept what `check_axis` refuses, with the temperature that was fitted to tilted crystals
 )->tuple[pd.DataFrame,LatticeFit]:  # the columns and their lattice
     """The columns of a micrograph, as `read_columns` gives them, with element ('': beside the lattice), off (Å from the
-    lattice) and on_lattice. Raises `UserError` for pixels that are too coarse, and for what `check_columns` and
+    lattice) and on_lattice. Raises `UserError` for pixels that are too coarse, for another voltage, and for what `check_columns` and
     `check_axis` refuse."""
     card = network.card
     _check_pixels(m, card)
+    _check_voltage(m, card)
     image = torch.from_numpy(resampled(m.image, m.sampling, card.sampling))
     x = relative_input(image[None])[0, 0]
     noise = float(image_noise(x[None, None], recorded_finest(m, card)))
@@ -220,6 +269,38 @@ def image_columns(
     fit = _checked_lattice(columns, image.numpy(), card, m.name, tilted)
     columns.insert(2, 'element', np.where(fit.on, zone(card.material, card.zone).motif[0][0], ''))
     return columns.assign(off=fit.off, on_lattice=fit.on), fit
+
+# %% ../../nbs/atoms/02_column_lattice.ipynb #f58c374e
+ALIKE = .02  # standard deviation of the columns' intensities, over the mean, up to which they look alike
+
+def column_spread(
+    m:Micrograph,
+    columns:pd.DataFrame,  # x, y (Å)
+)->float:
+    "Standard deviation of the columns' intensities over the image's mean, beyond what noise makes (three σ taken off)."
+    image = torch.from_numpy(np.asarray(m.image, np.float32))[None]
+    means = disc_means(image[None]/image.mean(), m.sampling)[0, 0].numpy()
+    at = np.minimum(centre_pixels(columns, m.sampling), np.reshape(means.shape, (2, 1)) - 1)
+    noise = float(image_noise(relative_input(image)))/CONTRAST
+    of_noise = noise**2/max(1., np.pi*DISC**2/m.sampling**2)*(1 + 3*(2/len(columns))**.5)
+    return float(max(0., means[tuple(at)].var() - of_noise)**.5)
+
+# %% ../../nbs/atoms/02_column_lattice.ipynb #86db727c
+def _inner(columns, fit):  # those on the lattice that have neighbours around them
+    sites = set(_inner_sites(fit))
+    return columns[fit.on & np.array([tuple(k) in sites for k in fit.indices.tolist()])]
+
+def check_heights(
+    m:Micrograph,
+    columns:pd.DataFrame, fit:LatticeFit,  # from `image_columns`, or refined
+):
+    "Raises `UserError` where all columns have one height, but look different."
+    h, inner = columns.height[fit.on], _inner(columns, fit)
+    if h.nunique() > 1 or len(inner) < 3: return
+    if (spread := column_spread(m, inner)) > ALIKE:
+        raise UserError(f'{m.name}: all columns would have {h.iloc[0]} atoms, but their intensities differ by '
+                        f'{spread:.0%}, noise taken off: the image is unlike those of the training, so it has no '
+                        'answer')
 
 # %% ../../nbs/atoms/02_column_lattice.ipynb #a42c5869
 def read_simulated(

@@ -15,8 +15,8 @@ from ..core import COLUMNS, NM, provenance, result_folder, write_json
 from ..figures import as_png, rim, show_image, use_style
 from ..learn.network import Network
 from ..micrographs.reading import Micrograph
-from ..micrographs.report import DPI, html_page, png_url
-from .column_lattice import OFF_AXIS, image_columns, LatticeFit, TILTED
+from ..micrographs.report import DPI, file_words, html_page, png_url
+from .column_lattice import OFF_AXIS, check_counts, check_heights, image_columns, LatticeFit, TILTED
 from .atomic_model import plot_model, build_model
 
 # %% ../../nbs/atoms/04_height_report.ipynb #6932a76e
@@ -43,6 +43,12 @@ _UNEXPLAINED = (', too much to be noise: the microscope or the crystal is anothe
                 'not to be '
                 'relied on')
 
+def _unexplained(fit): return fit.simulated is not None and not fit.simulated['misfit'] <= MISFIT
+
+def _without_probabilities(columns):  # the table, with nothing where they were
+    names = ('confidence', 'mean', 'sd')
+    return columns.assign(**{k: np.nan for k in columns if k in names or k.startswith('p_')})
+
 def _basis(fit):  # what the probabilities rest on
     if fit.simulated is None:
         return "by the network's own estimate, calibrated for crystals on the axis (with --tilted: for tilted ones)"
@@ -50,18 +56,20 @@ def _basis(fit):  # what the probabilities rest on
     return (f'after comparison with simulated images: best at {s["defocus_nm"]:.1f} nm of underfocus and a tilt of '
             f'{s["tilt_deg"]:.1f}°, '
             f'where they differ by {s["misfit"]:.2f} times the noise (mean square)'
-            + _UNEXPLAINED*(s['misfit'] > MISFIT))
+            + _UNEXPLAINED*_unexplained(fit))
 
 # %% ../../nbs/atoms/04_height_report.ipynb #b6d4c3c3
+def _certainty(h, fit):  # of the heights h; nothing where the fit is bad
+    return '' if _unexplained(fit) else f'a height is right with a probability of {h.confidence.mean():.0%} on average, '
+
 def summarise_heights(m:Micrograph, columns:pd.DataFrame, fit:LatticeFit)->str:
     "Two sentences on what was read."
     h = columns[columns.on_lattice]
     off_axis = f' {OFF_AXIS.format(fit)}.'*bool(fit.asymmetry > TILTED and fit.simulated is None)
     return (f'{len(h)} columns of {fit.material} along [{fit.axis}] in {m.name}, of {h.height.min()} to '
             f'{h.height.max()} atoms '
-            f'(median {h.height.median():g}); a height is right with a probability of {h.confidence.mean():.0%} on '
-            f'average, '
-            f'{_basis(fit)}. The lattice constant comes out {100*(fit.scale - 1):+.1f} % from the known one; '
+            f'(median {h.height.median():g}); {_certainty(h, fit)}{_basis(fit)}. '
+            f'The lattice constant comes out {100*(fit.scale - 1):+.1f} % from the known one; '
             f'{len(columns) - len(h)} more columns lie beside the lattice.{off_axis}')
 
 # %% ../../nbs/atoms/04_height_report.ipynb #17e89454
@@ -94,11 +102,12 @@ def _pictures(columns, model):  # from their PNGs
 def _record(network, fit, m, tilted, params):  # run.json: what was asked, what was found of the crystal, what did it
     found = dict(lattice_scale=fit.scale, asymmetry=None if np.isnan(fit.asymmetry) else fit.asymmetry,
                  simulated=fit.simulated)
-    return dict(params, tilted=tilted, sampling_nm=m.sampling/NM, model=network.settings, **found, **provenance())
+    return dict(params, file=m.file, tilted=tilted, sampling_nm=m.sampling/NM, model=network.settings, **found, **provenance())
 
 def _page(m, text, columns, pngs, network, made):  # HTML
-    table = columns[[k for k in columns if not k.startswith('p_')]].round(3)
-    notes, record = [*m.notes, CAUTION, *_trained(network.card)], '\n'.join(f'{k}: {v}' for k, v in made.items())
+    shown = columns[[k for k in columns if not k.startswith('p_')]]
+    table = shown.dropna(axis=1, how='all').round(3)
+    notes, record = [*filter(None, [file_words(m)]), *m.notes, CAUTION, *_trained(network.card)], '\n'.join(f'{k}: {v}' for k, v in made.items())
     return html_page(m.name, text, table, _pictures(*pngs), notes, record, 'Columns', LEGEND)
 
 # %% ../../nbs/atoms/04_height_report.ipynb #b7def62c
@@ -108,12 +117,16 @@ def write_heights(
     out:str|Path,  # folder; of an earlier result in it, the files that it wrote are replaced
     tilted:bool=False,  # as in `image_columns`
     read=image_columns,  # or another function of its kind
+    counts:bool=True,  # grey levels are known to count electrons; False: what `check_counts` refuses is refused
     **params,  # recorded in run.json
 )->str:  # what was found, in two sentences
     """Read an image's columns and write columns.csv, model.xyz (extended XYZ, Å), heights.png, model.png, run.json
-    and report.html."""
+    and report.html. Raises `UserError` as `read` and `check_heights` do."""
     use_style()
+    if not counts: check_counts(m)
     columns, fit = read(m, network, tilted)
+    check_heights(m, columns, fit)
+    if _unexplained(fit): columns = _without_probabilities(columns)
     atoms, text, made = build_model(columns, fit), summarise_heights(m, columns, fit), _record(network, fit, m,
                                                                                                tilted, params)
     atoms.info['note'] = 'metal columns measured, flat exit side assumed; where measured is F, assumed from the lattice'

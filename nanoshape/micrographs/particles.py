@@ -176,8 +176,10 @@ def probability_columns(
     return ['p_' + c.replace(' ', '_') for c in classes]
 
 # %% ../../nbs/micrographs/03_particles.ipynb #1ba07bf8
-def _reasons(t, m, card, focus, noise):  # why each answer is withheld, '' if it stands
-    why = {'touches the edge': t.border, **outside(card, t.feret_max_nm, m.sampling, focus, noise),
+def _reasons(t, m, card, focus, noise, element):  # why each answer is withheld, '' if it stands
+    kev = m.voltage and m.voltage/1e3
+    why = {'touches the edge': t.border,
+           **outside(card, t.feret_max_nm, m.sampling, focus, noise, energy_kev=kev, element=element),
            'no or weaker fringes than trained on': t.fringe_snr < card.fringe_snr_min,
            'low confidence': t.confidence < card.threshold}
     return np.select([np.broadcast_to(np.asarray(v, bool), len(t)) for v in why.values()], [*why], '')
@@ -201,7 +203,7 @@ def classify(
     m:Micrograph,
     labels:np.ndarray,  # (y, x), of the particles
     network:Network,  # for shapes
-    element:str|None=None,  # of the lattice that is looked for; default: that of the network's training
+    element:str|None=None,  # that the particles are of; default: that of the network's training
 )->pd.DataFrame:
     """The table of `measure_particles` and `measure_lattice`, with a probability per shape (`p_…`), the shape or
     `undetermined`, the confidence, and the reason for withholding. Raises `UserError` for an image narrower than the
@@ -214,7 +216,7 @@ def classify(
     t['confidence'] = probs.max(1, initial=0)
     t['film_focus_nm'] = focus = (film_focus(m, labels) or np.nan)/NM
     t['noise_share'] = noise = noise_share(fields, card.sampling/m.sampling)
-    t['reason'] = _reasons(t, m, card, focus, noise)
+    t['reason'] = _reasons(t, m, card, focus, noise, element)
     t['prediction_set'] = _set_texts(t, probs, card.classes)
     t['shape'] = np.where(t.reason == '', _best(probs, card.classes), UNKNOWN)
     return t
@@ -240,6 +242,7 @@ def crystallinity(
     labels:np.ndarray,  # (y, x), of the particles
     table:pd.DataFrame,  # from `classify`
     network:Network,  # for kinds of crystals; it sees what is cut out along an outline
+    element:str|None=None,  # that the particles are of, if it is known
 )->pd.DataFrame:
     """The table with the columns `crystallinity`, its confidence and the reason for withholding it, and a probability
     per class. Raises `UserError` for an image narrower than the network's field."""
@@ -249,7 +252,7 @@ def crystallinity(
     t[probability_columns(card.classes)] = probs = network.probabilities(*map(torch.from_numpy, (fields, outlines)))
     answer, t['crystallinity_confidence'] = _crystal_answers(probs, card)
     focus, noise = t.film_focus_nm.iloc[0] if len(t) else np.nan, noise_share(fields, card.sampling/m.sampling)
-    why = _reasons(t.assign(confidence=t.crystallinity_confidence), m, card, focus, noise)
+    why = _reasons(t.assign(confidence=t.crystallinity_confidence), m, card, focus, noise, element)
     t['crystallinity_reason'] = _spectrum_reasons(why, answer, (t.fringe_snr > card.spot_min).to_numpy(bool))
     t['crystallinity'] = np.where(t.crystallinity_reason == '', answer, UNKNOWN)
     return t

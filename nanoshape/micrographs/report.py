@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DPI', 'PAGE_HEAD', 'CAUTION', 'LEGEND', 'class_colors', 'overlay', 'png_url', 'picture', 'html_page',
-           'network_pictures', 'summarise', 'label_file', 'write_report']
+           'network_pictures', 'summarise', 'file_words', 'label_file', 'in_file_pixels', 'in_square_pixels',
+           'write_report']
 
 # %% ../../nbs/micrographs/04_report.ipynb #c4b93cba
 from collections.abc import Sequence
@@ -27,8 +28,8 @@ from ..figures import (PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curve
                                show_images, use_style)
 from .particles import (CRYSTALLINE, UNKNOWN, classify, crystallinity, particle_fields,
                                              probability_columns)
-from .reading import Micrograph
-from ..learn.network import Card, Network
+from .reading import Micrograph, relabelled
+from ..learn.network import Card, Network, outside, training
 
 # %% ../../nbs/micrographs/04_report.ipynb #eaeaabe1
 def class_colors(classes:Sequence[str])->dict:
@@ -176,7 +177,8 @@ def summarise(
     shapes = _counts_text(table['shape'][table['shape'] != UNKNOWN]) or 'none'
     reasons = _counts_text(table.reason[table.reason != ''])
     y, x, pixel = (v/NM for v in (*m.field, m.sampling))
-    return (f'{len(table)} particles in {m.name} ({x:.1f} × {y:.1f} nm, {pixel:.4g} nm per pixel); '
+    which = f', image {m.file["image"]}' if 'image' in m.file else ''
+    return (f'{len(table)} particles in {m.name}{which} ({x:.1f} × {y:.1f} nm, {pixel:.4g} nm per pixel); '
             f'{_sizes_text(table)}. Shapes determined: {shapes}.'
             + (f' Undetermined: {reasons}.' if reasons else '') + _crystals_text(table))
 
@@ -198,6 +200,26 @@ def _pixel_notes(m):  # what was changed in the file's pixels, and whether it lo
     negative = 'Its bright parts are compact, its dark ones are not: if it is a negative, give --inverted.'
     return notes + [negative]*looks_negative(m)
 
+# %% ../../nbs/micrographs/04_report.ipynb #0108906e
+def file_words(m:Micrograph)->str:
+    "One sentence on what the file says of its image; '' if it says nothing."
+    f = m.file
+    said = [f.get('mode'), f.get('voltage_kv') and f'{f["voltage_kv"]:g} kV', f.get('camera') and f'camera {f["camera"]}',
+            f.get('magnification') and f'magnification {f["magnification"]:g}', f.get('date'),
+            f.get('image') and f'image {f["image"]} of those in it']
+    return f'The file says: {", ".join(filter(None, said))}.' if any(said) else ''
+
+# %% ../../nbs/micrographs/04_report.ipynb #04f9ec1b
+def _training_notes(m, card, element):  # what of the image no answer can hold for, with both values
+    t, kev = training(card), m.voltage and m.voltage/1e3
+    values = {'another voltage than trained on': lambda: (f'{kev:g} kV', f'{t.energies_kev[0]:g} kV'),
+              'another element than trained on': lambda: (element, ', '.join(t.elements)),
+              'coarser pixels than trained on': lambda: (f'{m.sampling/NM:.3g} nm per pixel',
+                                                         f'{card.sampling/NM:.3g} nm per pixel')}
+    why = outside(card, sampling=m.sampling, energy_kev=kev, element=element)
+    return ['The image is of {}, and the network has learned {}: its answers are withheld.'.format(*values[k]())
+            for k, v in why.items() if v]
+
 # %% ../../nbs/micrographs/04_report.ipynb #701a0aa9
 def _focus_notes(m, table):  # the distance from focus, if the film shows it
     known = table.film_focus_nm.dropna()
@@ -206,8 +228,9 @@ def _focus_notes(m, table):  # the distance from focus, if the film shows it
     return [f'{rings} {focus:.0f} nm from focus (at {volts} with Cs corrected).' for focus in known[:1]]
 
 # %% ../../nbs/micrographs/04_report.ipynb #109518fa
-def _page_notes(m, table, detector, notes):
-    return [*notes, *_pixel_notes(m), detector.how(m), *_focus_notes(m, table), CAUTION]
+def _page_notes(m, table, card, detector, element, notes):
+    return [*filter(None, [file_words(m)]), *_training_notes(m, card, element), *notes, *_pixel_notes(m), detector.how(m),
+            *_focus_notes(m, table), CAUTION]
 
 # %% ../../nbs/micrographs/04_report.ipynb #ccd06795
 def _overlay_picture(m, labels, table, classes):
@@ -253,6 +276,23 @@ def label_file(
     file, frame = re.fullmatch(r'(.*?)(?: \[(\d+)\])?', name, re.DOTALL).groups()
     return '_'.join([Path(file).stem, *([frame] if frame else []), 'labels.tif'])
 
+# %% ../../nbs/micrographs/04_report.ipynb #60a740bc
+def _on_grid(shape, labels, table):  # labels and positions on a grid of the same field
+    y, x = (n/k for n, k in zip(shape, labels.shape))
+    return relabelled(labels, shape), table.assign(x_px=(table.x_px + .5)*x - .5, y_px=(table.y_px + .5)*y - .5)
+
+def in_file_pixels(
+    m:Micrograph,
+    labels:np.ndarray,  # (y, x), of the particles
+    table:pd.DataFrame,  # with x_px, y_px
+)->tuple[np.ndarray,pd.DataFrame]:
+    "Labels and positions on the file's own pixels; as they are where these are square."
+    return (labels, table) if m.pixels is None else _on_grid(m.pixels, labels, table)
+
+def in_square_pixels(m:Micrograph, labels:np.ndarray, table:pd.DataFrame)->tuple[np.ndarray,pd.DataFrame]:
+    "The other way round: from the file's pixels to those of `m.image`."
+    return (labels, table) if m.pixels is None else _on_grid(m.image.shape, labels, table)
+
 # %% ../../nbs/micrographs/04_report.ipynb #7fcd9256
 def _write_labels(path, labels):
     tifffile.imwrite(path, labels.astype(np.uint16 if labels.max() < 2**16 else np.uint32), compression='zlib')
@@ -263,14 +303,14 @@ def _write_pictures(folder, pictures):  # those that are files of their own
 # %% ../../nbs/micrographs/04_report.ipynb #9fcb6e5b
 def _run_record(m, network, detector, crystals, params):  # for run.json
     detector_settings = detector.network.settings if detector.network else {}
-    return dict(params, sampling_nm=m.sampling/NM, model=network.settings, detector=detector_settings,
+    return dict(params, file=m.file, sampling_nm=m.sampling/NM, model=network.settings, detector=detector_settings,
                 crystallinity=crystals and crystals.settings, **provenance())
 
 # %% ../../nbs/micrographs/04_report.ipynb #3338508f
 def _analysed(m, network, detector, element, crystals):  # → labels and table
     labels = detector(m)
     table = classify(m, labels, network, element)
-    return labels, crystallinity(m, labels, table, crystals) if crystals else table
+    return labels, crystallinity(m, labels, table, crystals, element) if crystals else table
 
 # %% ../../nbs/micrographs/04_report.ipynb #68400408
 def write_report(
@@ -282,7 +322,7 @@ def write_report(
     element:str|None=None,  # of the lattice that is looked for; default: that of the network's training
     crystals:Network|None=None,  # for crystallinity; None: without it
     **params,  # recorded in run.json
-)->pd.DataFrame:  # the particles
+)->pd.DataFrame:  # the particles, positions in the file's pixels
     """Analyse `m` and write particles.csv, NAME_labels.tif (0 background, 1 … n the table's `label`), overlay.png,
     confusion.png, curves.png, run.json and report.html into `out`."""
     use_style()
@@ -290,7 +330,9 @@ def write_report(
     labels, table = _analysed(m, network, detector, element, crystals)
     record = _run_record(m, network, detector, crystals, params)
     pictures, tests = _particle_pictures(m, labels, table, network, crystals), network_pictures(network.card)
-    page = html_page(m.name, summarise(m, table), table, pictures + tests, _page_notes(m, table, detector, notes),
+    labels, table = in_file_pixels(m, labels, table)
+    said = _page_notes(m, table, network.card, detector, element, notes)
+    page = html_page(m.name, summarise(m, table), table, pictures + tests, said,
                      '\n'.join(f'{k}: {v}' for k, v in record.items()), legend=LEGEND.format(label_file(m.name)))
     with result_folder(out, kind=PARTICLES) as folder:
         table.to_csv(folder/'particles.csv', index=False)

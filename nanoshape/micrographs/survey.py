@@ -46,8 +46,8 @@ def micrograph_files(
     return found
 
 # %% ../../nbs/micrographs/05_survey.ipynb #e6e3a3c5
-def _header_or_none(path):  # Å per pixel
-    try: return header_sampling(path)
+def _header_or_none(path, number=None):  # Å per pixel
+    try: return header_sampling(path, number)
     except UserError: return None
 
 # %% ../../nbs/micrographs/05_survey.ipynb #d7ae89cb
@@ -61,7 +61,8 @@ def _check_magnification(path, headers):  # Å per pixel, of the files that give
 
 # %% ../../nbs/micrographs/05_survey.ipynb #b647fa2e
 def _first_frame(path, options):  # options of `read` for the first frame of a movie, if none is asked for
-    return {**options, 'frame': 0} if options.get('frame') is None and frame_count(path) > 1 else options
+    several = options.get('frame') is None and frame_count(path, options.get('number')) > 1
+    return {**options, 'frame': 0} if several else options
 
 # %% ../../nbs/micrographs/05_survey.ipynb #529af03e
 def _readable(files, options):  # yields the images that can be read, with a provisional pixel size
@@ -79,7 +80,7 @@ def pixel_size(
     """The pixel size from the lattice. Raises `UserError` where the fringes do not decide it, or the files' headers
     name several magnifications."""
     files = micrograph_files(path)
-    headers = [s for s in map(_header_or_none, files) if s]
+    headers = [s for s in (_header_or_none(f, options.get('number')) for f in files) if s]
     _check_magnification(path, headers)
     c = calibrate(_readable(files[:most], options), element)
     return {**c, 'header': headers[0]/c['sampling'] if headers else None}
@@ -135,7 +136,7 @@ def _is_done(folder, request):
 
 # %% ../../nbs/micrographs/05_survey.ipynb #d678bf99
 def _images_of(path, options, single):  # yields each image's folder and options of `read`; `single`: known to hold one
-    n = 1 if single else frame_count(path)
+    n = 1 if single else frame_count(path, options.get('number'))
     if n == 1: yield path.name, options
     else:
         for k in range(n) if options.get('frame') is None else [options['frame']]:

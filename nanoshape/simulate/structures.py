@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'UNSEEN', 'PHI', 'FCC', 'MACKAY', 'CLOSED', 'WALL', 'GAP', 'PAD', 'CLOSEST', 'CONTACT', 'FORMATS', 'LARGEST',
-           'Polyhedron', 'polyhedron', 'facets', 'lattice_constant', 'fcc_points', 'particle', 'closed_shell', 'feret',
-           'projected_sizes', 'volume_equivalent_diameter', 'facet_normals', 'carbon_nanotube', 'assemble',
-           'facet_down', 'free_positions', 'write_structure', 'read_structure']
+           'ONE_SITE', 'MOST_ATOMS', 'Polyhedron', 'polyhedron', 'facets', 'lattice_constant', 'fcc_points', 'particle',
+           'closed_shell', 'feret', 'projected_sizes', 'volume_equivalent_diameter', 'facet_normals', 'carbon_nanotube',
+           'assemble', 'facet_down', 'free_positions', 'write_structure', 'read_structure']
 
 # %% ../../nbs/simulate/02_structures.ipynb #25999b2f
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-import re
+import re, warnings
 
 import ase.io
 import numpy as np
@@ -23,8 +23,10 @@ from ase.build import bulk, nanotube as ase_nanotube
 from ase.cluster import Decahedron, Icosahedron, Octahedron
 from ase.data import atomic_numbers, chemical_symbols, reference_states
 from ase.io.cif import parse_cif
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import ConvexHull, HalfspaceIntersection, QhullError, cKDTree
-from ..core import NM, UserError, whole_file
+from ..core import NM, UserError, rng, whole_file
 from .orientations import axis_angle, rotated
 
 # %% ../../nbs/simulate/02_structures.ipynb #1f19f19d
@@ -451,24 +453,76 @@ LARGEST = 500e6  # bytes of a file that is read
 def _write_cel(path, atoms):
     a, b, c, *angles = atoms.cell.cellpar()
     numbers = ' '.join(f'{x:.6f}' for x in (a/NM, b/NM, c/NM, *angles))
-    places = zip(atoms.symbols, atoms.get_scaled_positions(wrap=False))
-    rows = (f'{s} {x:.8f} {y:.8f} {z:.8f} 1.000000 0.000000 0.000000 0.000000 0.000000' for s, (x, y, z) in places)
+    b_factors = atoms.arrays.get('b_factor', np.zeros(len(atoms)))/NM**2
+    places = zip(atoms.symbols, atoms.get_scaled_positions(wrap=False), b_factors)
+    rows = (f'{s} {x:.8f} {y:.8f} {z:.8f} 1.000000 {b:.6f} 0.000000 0.000000 0.000000' for s, (x, y, z), b in places)
     path.write_text('\n'.join(['structure written by nanoshape', f'0 {numbers}', *rows, '*']) + '\n')
 
 # %% ../../nbs/simulate/02_structures.ipynb #663d8275
-def _read_cel(path):
+def _read_cel(path):  # with the arrays `occupancy` and `b_factor` (Å²)
     lines = path.read_text().splitlines()[1:]
     cell = [float(x) for x in lines[0].split()[1:7]]
     rows = [line.split() for line in lines[1:lines.index('*') if '*' in lines else None] if line.strip()]
     out = Atoms([r[0] for r in rows], cell=np.array(cell)*(NM, NM, NM, 1, 1, 1), pbc=True)
     out.set_scaled_positions([[float(x) for x in r[1:4]] for r in rows])
+    out.set_array('occupancy', np.array([float(r[4]) if len(r) > 4 else 1. for r in rows]))
+    out.set_array('b_factor', np.array([float(r[5])*NM**2 if len(r) > 5 else 0. for r in rows]))
     return out
 
 # %% ../../nbs/simulate/02_structures.ipynb #2ce536b3
+def _shared_sites(atoms):  # of ASE's crystal: an atom for each kind on a site, with `occupancy`
+    kinds = [atoms.info['occupancy'][str(k)] for k in atoms.arrays['spacegroup_kinds']]
+    site, symbols, shares = zip(*[(k, s, p) for k, kind in enumerate(kinds) for s, p in kind.items()])
+    out = Atoms(symbols, atoms.positions[list(site)], cell=atoms.cell, pbc=True)
+    out.set_array('occupancy', np.array(shares, float))
+    return out
+
 def _read_cif(path):
     block = next(parse_cif(str(path)))
-    try: return block.get_unsymmetrized_structure() if block.get_spacegroup(True).no == 1 else block.get_atoms()
+    given = block.get('_atom_site_occupancy') or []
+    shares = np.array([p if isinstance(p, (int, float)) else 1. for p in given], float)
+    try:
+        if block.get_spacegroup(True).no != 1:
+            partly = len(shares) and (shares != 1).any()
+            return _shared_sites(block.get_atoms(fractional_occupancies=True)) if partly else block.get_atoms()
+        out = block.get_unsymmetrized_structure()
     except StopIteration: raise ValueError('it holds no structure') from None
+    if len(shares) == len(out): out.set_array('occupancy', shares)
+    return out
+
+# %% ../../nbs/simulate/02_structures.ipynb #4db42894
+ONE_SITE = .05  # Å, within which atoms are on the same site
+
+def _sites(atoms):  # number of each atom's site (n,)
+    pairs = cKDTree(atoms.positions).query_pairs(ONE_SITE, output_type='ndarray')
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(atoms),)*2)
+    return connected_components(graph, directed=False)[1]
+
+def _check_occupancies(p, total, name):  # of atoms; sums at the sites
+    if not np.isfinite(p).all() or p.min() < 0 or total.max() > 1.005:
+        worst = p.min() if p.min() < 0 else total.max()
+        raise UserError(f'{name} has a site with an occupancy of {worst:g} in all: it must lie between 0 and 1')
+
+# %% ../../nbs/simulate/02_structures.ipynb #0e56b0ba
+def _drawn(atoms, generator, name):  # the atoms that are there; of several on a site one at most
+    if 'occupancy' not in atoms.arrays: return atoms
+    p, site = atoms.arrays.pop('occupancy'), _sites(atoms)
+    _check_occupancies(p, np.bincount(site, p), name)
+    if (p == 1).all(): return atoms
+    order = np.argsort(site, kind='stable')
+    first = np.concatenate([[0], np.cumsum(np.bincount(site))[:-1]])[site[order]]
+    end = np.cumsum(p[order]); start = end - p[order]
+    u = generator.random(site.max() + 1)[site[order]] + start[first]
+    return atoms[np.sort(order[(start <= u) & (u < end)])]
+
+# %% ../../nbs/simulate/02_structures.ipynb #e8beba8c
+def _keep_b_factors(atoms, name):  # in arrays and in info, or nowhere if the file has none
+    b = atoms.arrays.pop('b_factor', np.zeros(len(atoms)))
+    if not b.any(): return
+    atoms.set_array('b_factor', b)
+    atoms.info['b_factors'] = {s: float(b[atoms.symbols == s].mean()) for s in sorted(set(atoms.symbols))}
+    warnings.warn(f"{name} gives Biso of {', '.join(f'{s} {v:.3g}' for s, v in atoms.info['b_factors'].items())} Å²: "
+                  "hand info['b_factors'] to exit_waves as debye_waller, or other values will be taken", stacklevel=3)
 
 # %% ../../nbs/simulate/02_structures.ipynb #fe9b3ecb
 def _format(path):
@@ -484,8 +538,9 @@ def write_structure(
 )->Path:
     """Write a structure; the file appears whole or not at all.
     Raises `UserError` for another kind of file, and for CIF and CEL without a cell."""
-    path, atoms = Path(path), Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    kind = _format(path)
+    path, kind, b = Path(path), _format(Path(path)), atoms.arrays.get('b_factor')
+    atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    if kind == 'cel' and b is not None: atoms.set_array('b_factor', b)
     if kind in ('cif', 'cel') and atoms.cell.rank < 3:
         raise UserError(f'a {path.suffix} file needs a cell: put the structure into one with structures.assemble')
     with whole_file(path) as part: _write_cel(part, atoms) if kind == 'cel' else ase.io.write(part, atoms, format=kind)
@@ -499,10 +554,16 @@ def _check_readable(path):
         raise UserError(f'{path.name} has {size/1e6:.0f} MB, more than the {LARGEST/1e6:.0f} MB that are read')
 
 # %% ../../nbs/simulate/02_structures.ipynb #b0d47d9f
+MOST_ATOMS = 10**7
+
 def read_structure(
     path:Path|str,  # .cif, .xyz, .extxyz or .cel
+    seed:int=0,  # draws what is there on sites that are occupied in part
+    repeat:tuple[int,int,int]=(1, 1, 1),  # cells along the three vectors, each drawn by itself
 )->Atoms:
-    "Read a structure. Raises `UserError` for files that are missing, too large, of another kind, or damaged."
+    """Read a structure. Biso of a CEL are kept, in Å²: `arrays['b_factor']`, and their means by element in
+    `info['b_factors']`. Raises `UserError` for files that are missing, too large, of another kind, or damaged, and for
+    impossible occupancies."""
     path = Path(path)
     kind = _format(path)
     _check_readable(path)
@@ -510,6 +571,10 @@ def read_structure(
     except Exception as e:  # ASE's readers raise many kinds for damaged files
         reason = re.sub(chr(10), ' ', str(e)) or type(e).__name__
         raise UserError(f'{path.name} cannot be read as {path.suffix[1:].upper()}: {reason}') from None
+    if np.prod(repeat)*len(out) > MOST_ATOMS: raise UserError(f'{np.prod(repeat)*len(out)} atoms are too many: repeat {path.name} less often')
+    if tuple(repeat) != (1, 1, 1): out = out.repeat(repeat)
     if not len(out) or not np.isfinite(out.positions).all():
         raise UserError(f'{path.name} holds no atoms, or some without a position')
+    out = _drawn(out, rng(seed, 'occupancy'), path.name)
+    _keep_b_factors(out, path.name)
     return out
