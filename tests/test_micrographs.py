@@ -1,9 +1,13 @@
 """Reading, refusing, finding and measuring."""
+import re
+
 import numpy as np
+import pandas as pd
+import torch
 from scipy import ndimage as ndi
 from skimage import io, measure
 
-from conftest import listed
+from conftest import listed, stand_in
 from nanoshape.core import torch_rng
 from nanoshape.micrographs.detection import segment
 from nanoshape.micrographs.particles import classify, measure_lattice, measure_particles, noise_share, particle_fields
@@ -72,6 +76,71 @@ def test_answers_are_withheld_for_the_stated_reasons(grey, run):
     assert len(classify(m, lab*0, network)) == 0
     cut = Micrograph(m.image[:, 75:], .6, 'cut')
     assert 'touches the edge' in set(classify(cut, segment(cut), network.with_card(gpts=64, feret_range_nm=[1, 9])).reason)
+
+
+# ---- withheld answers
+
+class Sure(torch.nn.Module):
+    """Scores of its own, the same for every field."""
+    def __init__(self, *scores):
+        super().__init__()
+        self.scores = torch.nn.Parameter(torch.tensor([scores]))
+
+    def forward(self, x):
+        return self.scores.expand(len(x), -1)
+
+
+class Alternating(Sure):
+    """Sure of one class, and of another one for every third field."""
+    def forward(self, x):
+        return torch.where(torch.arange(len(x))[:, None] % 3 == 0, -self.scores, self.scores)
+
+
+def lattice_of_discs(n):
+    """n whole dark discs and one that the edge cuts."""
+    y, x = np.mgrid[:320, :320]
+    labels = np.zeros((320, 320), int)
+    places = [(40 + 60*(k//5), 40 + 60*(k % 5)) for k in range(n)] + [(300, 2)]
+    for k, (a, b) in enumerate(places, 1): labels[(y - a)**2 + (x - b)**2 < 18**2] = k
+    return Micrograph((np.random.default_rng(0).normal(1, .1, labels.shape) - .5*(labels > 0)).astype(np.float32), .6, 'discs'), labels
+
+
+def test_a_network_with_one_answer_for_everything_is_not_believed():
+    m, labels = lattice_of_discs(10)
+    card = dict(classes=['cube', 'octahedron'], threshold=.7, feret_range_nm=[1, 9])
+    t = classify(m, labels, stand_in(Sure(0., 5.), **card))
+    assert set(t['shape']) == {'undetermined'} and (t.p_octahedron > .9).all() and t.shape_withheld.all()
+    assert t.reason.str.contains('does not know').sum() == 10 and (t.prediction_set == '').all()
+    t = classify(m, labels, stand_in(Alternating(-5., 5.), **card))
+    assert set(t['shape'][~t.border]) == {'cube', 'octahedron'} and t.shape_withheld.tolist() == t.border.tolist()
+    m, labels = lattice_of_discs(9)
+    t = classify(m, labels, stand_in(Sure(0., 5.), **card))
+    assert (t['shape'] == 'octahedron').sum() == 9, 'nine are too few to tell'
+
+
+def test_the_report_prints_no_probability_of_a_withheld_answer(tmp_path):
+    from nanoshape.micrographs.report import _gallery_title, write_report
+    m, labels = lattice_of_discs(10)
+    network = stand_in(Sure(0., 5.), classes=['cube', 'octahedron'], threshold=.7, feret_range_nm=[1, 9])
+    t = write_report(m, network, tmp_path/'out', detector=known(labels))
+    assert len(t) == 11 and {_gallery_title(r).split(chr(10))[1] for r in t.itertuples()} == {'undetermined'}
+    page = (tmp_path/'out/report.html').read_text()
+    assert '10 of 10' in page and 'does not know these particles' in page and '<td>0.99</td>' not in page
+    csv = pd.read_csv(tmp_path/'out/particles.csv')
+    assert csv.p_octahedron.round(2).eq(.99).all() and csv.shape_withheld.all()
+    few, labels = lattice_of_discs(3)
+    t = write_report(few, network, tmp_path/'few', detector=known(labels))
+    page = (tmp_path/'few/report.html').read_text()
+    assert page.count('<td>0.99</td>') == 3 and 'does not know' not in page
+    assert sum(bool(re.search(r'octahedron.99%', _gallery_title(r), re.DOTALL)) for r in t.itertuples()) == 3
+
+
+def known(labels):
+    """A detector that gives these labels."""
+    from nanoshape.micrographs.detection import Detector
+    class Known(Detector):
+        def __call__(self, m): return labels
+    return Known()
 
 
 # ---- real micrographs

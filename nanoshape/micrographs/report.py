@@ -25,8 +25,8 @@ from .detection import Detector, looks_negative
 from ..learn.evaluate import score_text
 from ..figures import (PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curves, rim, show_image,
                                show_images, use_style)
-from .particles import (CRYSTALLINE, UNKNOWN, classify, crystallinity, particle_fields,
-                                             probability_columns)
+from .particles import (CRYSTALLINE, MANY, ONE_SIDED, UNKNOWN, classify, crystallinity,
+                                             one_sided, particle_fields, without_withheld)
 from .reading import Micrograph
 from ..learn.network import Card, Network
 
@@ -110,8 +110,8 @@ _PAGE = PAGE_HEAD + '''<h1>{{ name }}</h1><p>{{ summary }}</p>{% for n in notes 
 
 # %% ../../nbs/micrographs/04_report.ipynb #86fcc018
 def _page_table(table):  # → names of the columns, and the rows as texts
-    shown = table.drop(columns=['x_nm', 'y_nm', 'area_nm2', 'confidence'], errors='ignore')
-    text = lambda v: f'{v:.2f}' if isinstance(v, float) else str(v)
+    shown = without_withheld(table).drop(columns=['x_nm', 'y_nm', 'area_nm2', 'confidence'], errors='ignore')
+    text = lambda v: '' if v != v else f'{v:.2f}' if isinstance(v, float) else str(v)
     return list(shown), [[text(v) for v in r] for r in shown.itertuples(index=False)]
 
 # %% ../../nbs/micrographs/04_report.ipynb #955b3432
@@ -186,11 +186,12 @@ CAUTION = ('The network has been trained and tested on simulated images only. '
            'where a particle shows no lattice fringes, they rest on its outline and contrast alone.')
 
 # %% ../../nbs/micrographs/04_report.ipynb #5983d366
-LEGEND = ('Also in particles.csv; their pixels are in {}. Diameters in nm; p: calibrated probability of each shape; no '
-          'reason: the answer stands; spacings and planes: of lattice fringes, where there are any; film_focus_nm: '
-          'distance from focus by the film\'s Thon rings, where they show; noise_share: share of the variance around '
-          'the particle that is white noise, of electrons and film. How crystalline a particle is has its own '
-          'confidence, reason and probabilities (p_amorphous and the like), where that was asked.')
+LEGEND = ('Also in particles.csv; their pixels are in {}. Diameters in nm; p: calibrated probability of each shape, left '
+          'out here where the answer is withheld; no reason: the answer stands; spacings and planes: of lattice fringes, '
+          'where there are any; film_focus_nm: distance from focus by the film\'s Thon rings, where they show; '
+          'noise_share: share of the variance around the particle that is white noise, of electrons and film. How '
+          'crystalline a particle is has its own confidence, reason and probabilities (p_amorphous and the like), where '
+          'that was asked.')
 
 # %% ../../nbs/micrographs/04_report.ipynb #c4ff3008
 def _pixel_notes(m):  # what was changed in the file's pixels, and whether it looks like a negative
@@ -205,9 +206,16 @@ def _focus_notes(m, table):  # the distance from focus, if the film shows it
     rings = "The film's Thon rings are those of an image"
     return [f'{rings} {focus:.0f} nm from focus (at {volts} with Cs corrected).' for focus in known[:1]]
 
+def _shape_notes(table, classes):  # that the network gives one answer to nearly everything
+    if (one := one_sided(table, classes)) is None: return []
+    shape, n, whole = one
+    return [f'The network does not know these particles: {n} of {whole} whole ones got the same first choice, {shape}. '
+            f'All shapes are withheld, as always where that is so for more than {ONE_SIDED:.0%} of {MANY} particles or '
+            'more (a choice of this project).']
+
 # %% ../../nbs/micrographs/04_report.ipynb #109518fa
-def _page_notes(m, table, detector, notes):
-    return [*notes, *_pixel_notes(m), detector.how(m), *_focus_notes(m, table), CAUTION]
+def _page_notes(m, table, detector, classes, notes):
+    return [*notes, *_shape_notes(table, classes), *_pixel_notes(m), detector.how(m), *_focus_notes(m, table), CAUTION]
 
 # %% ../../nbs/micrographs/04_report.ipynb #ccd06795
 def _overlay_picture(m, labels, table, classes):
@@ -225,10 +233,12 @@ def _crystal_picture(m, labels, table, card):
                      'stays undetermined.')
 
 # %% ../../nbs/micrographs/04_report.ipynb #272dc4b9
-def _gallery(m, labels, table, card, most=40):  # figure: fields of the surest particles, with the likeliest class
-    t = table.sort_values('confidence', ascending=False).head(most)
-    best = t[probability_columns(card.classes)].to_numpy().argmax(1)
-    titles = [f'{n}: {card.classes[b]}\n{c:.0%}' for n, b, c in zip(t.label, best, t.confidence)]
+def _gallery_title(r):  # of one particle; an answer that is withheld has no number
+    return f'{r.label}\n{UNKNOWN}' if r.shape_withheld else f'{r.label}: {r.shape}\n{r.confidence:.0%}'
+
+def _gallery(m, labels, table, card, most=40):  # figure: fields of particles, the surest answers first
+    t = table.sort_values(['shape_withheld', 'confidence'], ascending=[True, False]).head(most)
+    titles = [_gallery_title(r) for r in t.itertuples()]
     show_images(particle_fields(m, labels, t, card.sampling, card.gpts), card.sampling, ncols=6, titles=titles)
     return plt.gcf()
 
@@ -236,7 +246,7 @@ def _gallery(m, labels, table, card, most=40):  # figure: fields of the surest p
 def _gallery_picture(m, labels, table, card):
     return dict(src=picture(_gallery(m, labels, table, card)), title='What the network saw',
                 alt='gallery of particle crops', text="Each particle at the network's pixel size, others painted over, "
-                'with the commonest answer and its probability.')
+                'with its shape and the probability, or undetermined.')
 
 # %% ../../nbs/micrographs/04_report.ipynb #fdf21d55
 def _particle_pictures(m, labels, table, network, crystals):  # for `html_page`, the overlay first
@@ -290,7 +300,7 @@ def write_report(
     labels, table = _analysed(m, network, detector, element, crystals)
     record = _run_record(m, network, detector, crystals, params)
     pictures, tests = _particle_pictures(m, labels, table, network, crystals), network_pictures(network.card)
-    page = html_page(m.name, summarise(m, table), table, pictures + tests, _page_notes(m, table, detector, notes),
+    page = html_page(m.name, summarise(m, table), table, pictures + tests, _page_notes(m, table, detector, network.classes, notes),
                      '\n'.join(f'{k}: {v}' for k, v in record.items()), legend=LEGEND.format(label_file(m.name)))
     with result_folder(out, kind=PARTICLES) as folder:
         table.to_csv(folder/'particles.csv', index=False)
