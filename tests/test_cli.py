@@ -87,7 +87,9 @@ def test_analyse_writes_a_whole_report(picture, run, tmp_path):
 @pytest.mark.parametrize('args, says', [
     (['none.dm4'], 'no file'), (['{picture}'], '--pixel-size'), (['{picture}', '--pixel-size', '.3'], 'cannot show the lattice'),
     (['{picture}', '--pixel-size', '.01'], 'less than'), (['{picture}', '--pixel-size', '.06', '--frame', '2'], 'no frame 2'),
-    (['{picture}', '--pixel-size', '.06', '--model', 'none.safetensors'], 'no model'), (['{picture}', '--pixel-size', 'big'], 'invalid float')])
+    (['{picture}', '--pixel-size', '.06', '--model', 'none.safetensors'], 'no model'),
+    (['{picture}', '--pixel-size', '.06', '--element', 'Fe'], 'not an fcc metal'),
+    (['{picture}', '--element', 'Pt', '--calibrate', 'Au'], 'two metals'), (['{picture}', '--pixel-size', 'big'], 'invalid float')])
 def test_a_mistake_gets_one_sentence_status_2_and_leaves_nothing(picture, run, tmp_path, args, says):
     args = [a.format(picture=picture) for a in args]
     if '--model' not in args:

@@ -189,6 +189,25 @@ def test_noise_and_featureless_particles_have_no_lattice(grey):
         assert len(t) == 2 and (t.planes == '').all() and (t.zone_axis == '').all() and (t.fringe_snr == 0).all()
 
 
+def test_a_fringe_of_the_support_is_no_fringe_of_the_particle():
+    y, x = np.mgrid[:256, :256]
+    disc = (y - 128)**2 + (x - 128)**2 < 50**2
+    def seen(spacing, element):
+        image = np.random.default_rng(0).normal(size=disc.shape) + disc*(np.cos(2*np.pi*x*.5/spacing) - 1)
+        return measure_lattice(Micrograph(image.astype(np.float32), .5, 'disc'), disc.astype(int), element).iloc[0]
+    assert seen(3.44, 'Pt').fringe_snr == 0 and seen(3.44, 'Pt').planes == '?'
+    assert seen(2.265, 'Pt').fringe_snr > 100 and seen(2.265, 'Pt').planes == '111' and seen(2.265, 'Pt').element == 'Pt'
+    assert seen(2.09, 'Cu').planes == '111' and seen(2.09, 'Au').planes == '200'
+
+
+def test_the_report_says_where_an_element_is_assumed(grey, tmp_path):
+    from nanoshape.micrographs.report import write_report
+    network = stand_in(Sure(0., 5.), classes=['cube', 'octahedron'], threshold=.7, feret_range_nm=[1, 9])
+    for element, says in ((None, 'No element was named, so the planes are those of Au'), ('Pt', 'Planes are those of Pt.')):
+        t = write_report(Micrograph(grey.astype(np.float32), .6, 'discs'), network, tmp_path/str(element), element=element)
+        assert says in (tmp_path/str(element)/'report.html').read_text() and set(t.element) == {element or 'Au'}
+
+
 def test_no_shape_is_named_without_fringes(grey, run):
     network = Network.load(run[0]/'model.safetensors')
     m = Micrograph(grey.astype(np.float32), .6, 'discs')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'FINEST', 'COARSER', 'HALO', 'UNKNOWN', 'ONE_SIDED', 'MANY', 'NOT_KNOWN', 'CRYSTALLINE',
-           'measure_particles', 'measure_lattice', 'particle_fields', 'noise_share', 'probability_columns', 'one_sided',
-           'classify', 'crystallinity', 'without_withheld']
+           'measure_particles', 'measure_lattice', 'particle_fields', 'noise_share', 'probability_columns',
+           'assumed_element', 'one_sided', 'classify', 'crystallinity', 'without_withheld']
 
 # %% ../../nbs/micrographs/03_particles.ipynb #3412795e
 import numpy as np
@@ -82,10 +82,11 @@ def _faded(part, own, sampling):  # a window's grey levels without the particle'
     return soft*(part - part[own].mean())
 
 # %% ../../nbs/micrographs/03_particles.ipynb #b5abba97
-def _lattice_texts(spots, sampling, element):  # spacings (nm), planes, zone axis, and the strongest spot
+def _lattice_texts(spots, sampling, element):  # spacings (nm), planes, zone axis, and the strongest spot of a plane
     found = indexed(spots, sampling, element)
+    own = [s for s, p in zip(spots.strength, found['planes']) if p]
     return (' '.join(f'{d/NM:.3f}' for d in found['spacings']), ' '.join(p or '?' for p in found['planes']),
-            found['axis'], float(spots.strength.max(initial=0)))
+            found['axis'], element, float(max(own, default=0)))
 
 # %% ../../nbs/micrographs/03_particles.ipynb #9e39175f
 def measure_lattice(
@@ -93,8 +94,8 @@ def measure_lattice(
     labels:np.ndarray,  # (y, x), of the particles
     element:str='Au',
 )->pd.DataFrame:  # one row per particle
-    """Lattice spacings (nm), planes and zone axis of an fcc crystal as texts, empty where none shows, and the strongest
-    spot over the mean of noise."""
+    """Lattice spacings (nm), planes and zone axis of an fcc crystal of this element as texts, empty where none shows,
+    and the strongest spot that belongs to a plane, over the mean of noise."""
     m, labels = _at_lattice_pixels(m, labels)
     regions, rows = measure.regionprops(labels), []
     pad = max(map(_window_width, regions), default=0)//2
@@ -104,7 +105,7 @@ def measure_lattice(
         own, part = (_crop(a, pad, y, x, _window_width(r)) for a in (lab, image))
         spots = find_spots(_faded(part, own == r.label, m.sampling))
         rows.append((r.label, *_lattice_texts(spots, m.sampling, element)))
-    columns = ['label', 'spacings_nm', 'planes', 'zone_axis', 'fringe_snr']
+    columns = ['label', 'spacings_nm', 'planes', 'zone_axis', 'element', 'fringe_snr']
     return pd.DataFrame(rows, columns=columns).astype({'label': int})
 
 # %% ../../nbs/micrographs/03_particles.ipynb #a3908833
@@ -193,13 +194,18 @@ def _measured(m, labels, element):  # all measures of each particle
     return measure_particles(m, labels).merge(measure_lattice(m, labels, element), on='label')
 
 # %% ../../nbs/micrographs/03_particles.ipynb #5caa8118
-def _trained_element(card): return (training(card).elements or ('Au',))[0]
+def assumed_element(
+    card,  # of a network
+)->str:
+    "The element whose planes are looked for if none is named: that of the training, else gold."
+    return (training(card).elements or ('Au',))[0]
+
 def _best(probs, classes):  # name of each row's likeliest class
     return np.array(classes)[probs.argmax(1)] if len(probs) else ''
 
 # %% ../../nbs/micrographs/03_particles.ipynb #7d3d19f6
 ONE_SIDED, MANY = .8, 10  # share of first choices for one shape, beyond which none is believed; of so many particles
-NOT_KNOWN = 'nearly all particles got one shape, so the network does not know them'
+NOT_KNOWN = 'in an image that the network does not know'
 
 def one_sided(
     table:pd.DataFrame,  # from `classify`
@@ -223,7 +229,7 @@ def classify(
     network's field."""
     card = network.card
     check_field(m, card.gpts*card.sampling)
-    t = _measured(m, labels, element or _trained_element(card))
+    t = _measured(m, labels, element or assumed_element(card))
     fields = particle_fields(m, labels, t, card.sampling, card.gpts)
     t[probability_columns(card.classes)] = probs = network.probabilities(fields)
     t['confidence'] = probs.max(1, initial=0)

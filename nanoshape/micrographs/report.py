@@ -25,8 +25,8 @@ from .detection import Detector, looks_negative
 from ..learn.evaluate import score_text
 from ..figures import (PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curves, rim, show_image,
                                show_images, use_style)
-from .particles import (CRYSTALLINE, MANY, ONE_SIDED, UNKNOWN, classify, crystallinity,
-                                             one_sided, particle_fields, without_withheld)
+from .particles import (CRYSTALLINE, MANY, ONE_SIDED, UNKNOWN, assumed_element, classify,
+                                             crystallinity, one_sided, particle_fields, without_withheld)
 from .reading import Micrograph
 from ..learn.network import Card, Network
 
@@ -188,10 +188,10 @@ CAUTION = ('The network has been trained and tested on simulated images only. '
 # %% ../../nbs/micrographs/04_report.ipynb #5983d366
 LEGEND = ('Also in particles.csv; their pixels are in {}. Diameters in nm; p: calibrated probability of each shape, left '
           'out here where the answer is withheld; no reason: the answer stands; spacings and planes: of lattice fringes, '
-          'where there are any; film_focus_nm: distance from focus by the film\'s Thon rings, where they show; '
-          'noise_share: share of the variance around the particle that is white noise, of electrons and film. How '
-          'crystalline a particle is has its own confidence, reason and probabilities (p_amorphous and the like), where '
-          'that was asked.')
+          'where there are any, with a question mark where a spacing is none of the element\'s; film_focus_nm: '
+          'distance from focus by the film\'s Thon rings, where they show; noise_share: share of the variance around '
+          'the particle that is white noise, of electrons and film. How crystalline a particle is has its own '
+          'confidence, reason and probabilities (p_amorphous and the like), where that was asked.')
 
 # %% ../../nbs/micrographs/04_report.ipynb #c4ff3008
 def _pixel_notes(m):  # what was changed in the file's pixels, and whether it looks like a negative
@@ -206,6 +206,10 @@ def _focus_notes(m, table):  # the distance from focus, if the film shows it
     rings = "The film's Thon rings are those of an image"
     return [f'{rings} {focus:.0f} nm from focus (at {volts} with Cs corrected).' for focus in known[:1]]
 
+def _element_notes(table, assumed):  # of which element the planes are
+    names = 'No element was named, so the planes are' if assumed else 'Planes are'
+    return [f'{names} those of {e}{": name another with --element" if assumed else ""}.' for e in table.element[:1]]
+
 def _shape_notes(table, classes):  # that the network gives one answer to nearly everything
     if (one := one_sided(table, classes)) is None: return []
     shape, n, whole = one
@@ -214,8 +218,9 @@ def _shape_notes(table, classes):  # that the network gives one answer to nearly
             'more (a choice of this project).']
 
 # %% ../../nbs/micrographs/04_report.ipynb #109518fa
-def _page_notes(m, table, detector, classes, notes):
-    return [*notes, *_shape_notes(table, classes), *_pixel_notes(m), detector.how(m), *_focus_notes(m, table), CAUTION]
+def _page_notes(m, table, detector, classes, assumed, notes):
+    return [*notes, *_shape_notes(table, classes), *_pixel_notes(m), detector.how(m), *_element_notes(table, assumed),
+            *_focus_notes(m, table), CAUTION]
 
 # %% ../../nbs/micrographs/04_report.ipynb #ccd06795
 def _overlay_picture(m, labels, table, classes):
@@ -271,9 +276,10 @@ def _write_pictures(folder, pictures):  # those that are files of their own
         if 'file' in p: (folder/p['file']).write_bytes(base64.b64decode(p['src'].split(',')[1]))
 
 # %% ../../nbs/micrographs/04_report.ipynb #9fcb6e5b
-def _run_record(m, network, detector, crystals, params):  # for run.json
+def _run_record(m, network, detector, crystals, element, params):  # for run.json
     detector_settings = detector.network.settings if detector.network else {}
-    return dict(params, sampling_nm=m.sampling/NM, model=network.settings, detector=detector_settings,
+    used = dict(element=element or assumed_element(network.card), element_assumed=not element)
+    return dict(params, sampling_nm=m.sampling/NM, **used, model=network.settings, detector=detector_settings,
                 crystallinity=crystals and crystals.settings, **provenance())
 
 # %% ../../nbs/micrographs/04_report.ipynb #3338508f
@@ -298,9 +304,9 @@ def write_report(
     use_style()
     detector = detector or Detector()
     labels, table = _analysed(m, network, detector, element, crystals)
-    record = _run_record(m, network, detector, crystals, params)
+    record = _run_record(m, network, detector, crystals, element, params)
     pictures, tests = _particle_pictures(m, labels, table, network, crystals), network_pictures(network.card)
-    page = html_page(m.name, summarise(m, table), table, pictures + tests, _page_notes(m, table, detector, network.classes, notes),
+    page = html_page(m.name, summarise(m, table), table, pictures + tests, _page_notes(m, table, detector, network.classes, not element, notes),
                      '\n'.join(f'{k}: {v}' for k, v in record.items()), legend=LEGEND.format(label_file(m.name)))
     with result_folder(out, kind=PARTICLES) as folder:
         table.to_csv(folder/'particles.csv', index=False)

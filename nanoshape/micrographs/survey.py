@@ -142,7 +142,7 @@ def _images_of(path, options, single):  # yields each image's folder and options
             yield f'{path.name}/{k:04d}', {**options, 'frame': k}
 
 # %% ../../nbs/micrographs/05_survey.ipynb #7c630416
-_TEXTS = ('spacings_nm', 'planes', 'zone_axis', 'shape', 'reason', 'prediction_set', 'crystallinity',
+_TEXTS = ('spacings_nm', 'planes', 'zone_axis', 'element', 'shape', 'reason', 'prediction_set', 'crystallinity',
           'crystallinity_reason')
 _NEEDED = 'x_nm', 'y_nm', 'equivalent_diameter_nm', 'border', 'shape', 'reason'  # by what is made of all images
 
