@@ -399,7 +399,8 @@ def main(
     argv:list[str]|None=None,  # default: the command line
 )->int:  # exit status: 0, 1 if `verify` finds damage, 2 for a mistake that the user can mend, 130 if stopped
     "Entry point of the command `nanoshape`."
-    for category in (FutureWarning, DeprecationWarning): warnings.filterwarnings('ignore', category=category)
+    for category in (FutureWarning, DeprecationWarning, RuntimeWarning):  # of other packages; NumPy's are the last
+        warnings.filterwarnings('ignore', category=category)
     warnings.showwarning = _warned
     a = parser().parse_args(argv)
     try: return a.run(a) or 0
