@@ -158,7 +158,7 @@ def test_odd_names_are_linked_or_refused_and_stop_nobody(folder, tmp_path, grey)
     assert 'href="5%25CeO2%20%233.png/report.html"' in (tmp_path/'out/report.html').read_text()
 
 
-@pytest.mark.parametrize('name', ['$a$ and $b_.png', 'x'*236 + '.png', 'two\nlines.png', '<img src=x onerror=alert(1)>.png', 'é'*120 + '.png'],
+@pytest.mark.parametrize('name', ['$a_$ b.png', 'x'*236 + '.png', 'two\nlines.png', '<img src=x onerror=alert(1)>.png', 'é'*120 + '.png'],
                          ids=['dollars', 'long', 'newline', 'markup', 'long in bytes'])
 def test_an_odd_name_costs_nothing(folder, tmp_path, name):
     try: (folder/name).write_bytes((folder/'0.png').read_bytes())
