@@ -30,7 +30,7 @@ from .datasets.batches import dihedral
 from .learn.defaults import default_crystallinity_network, default_shape_network
 from .micrographs.reading import PICTURES, READERS, read
 from .micrographs.detection import default_detector
-from .micrographs.particles import UNKNOWN, particle_fields, probability_columns
+from .micrographs.particles import UNKNOWN, particle_fields, probability_columns, without_withheld
 from .micrographs.report import in_square_pixels, label_file, picture, summarise, write_report
 from .studies.experiments import sample_micrograph
 
@@ -219,7 +219,8 @@ def _png(m, labels):  # the micrograph with outlines, as wide as on the page
 _COLUMNS = 'label', 'equivalent_diameter_nm', 'shape', 'confidence', 'reason', 'crystallinity', 'spacings_nm'
 @patch
 def _rows(self:Page):  # the table as HTML
-    return self.table[[c for c in _COLUMNS if c in self.table]].round(2).to_html(index=False, border=0)
+    shown = without_withheld(self.table)[[c for c in _COLUMNS if c in self.table]]
+    return shown.round(2).to_html(index=False, border=0, na_rep='')
 
 # %% ../nbs/03_app.ipynb #cc082e64
 def _comparison(field, alike, c, name, p, card):  # figure: crop, simulation, probabilities
@@ -230,19 +231,26 @@ def _comparison(field, alike, c, name, p, card):  # figure: crop, simulation, pr
     axs[2].set(xlabel='probability (%)', xlim=(0, 100))
     return fig
 
+# %% ../nbs/03_app.ipynb #a2f2d7b0
+def _field_alone(field, card):  # figure: the crop of a particle whose shape is withheld
+    return show_image(field, card.sampling, plt.subplots(figsize=(2.2, 2.2))[1], 'what the network saw').figure
+@patch
+def _compared(self:Page, row, p, field):  # figure: with the simulation of the shape that was named
+    self.say(f'Simulating {VIEWS} views of a {row["shape"]} …')
+    alike, c = best_matching_view(field, self.network.card.sampling, row['shape'], row.feret_max_nm*NM)
+    return _comparison(field, alike, c, row['shape'], p, self.network.card)
+
 # %% ../nbs/03_app.ipynb #e462a07f
 @patch
 def choose(self:Page, label):
-    "Show one particle: its crop, the probabilities, and the simulation that looks most like it."
+    "Show one particle: its crop and, if its shape is named, the probabilities and the simulation most like it."
     one, card = self.table[self.table.label == label], self.network.card
     row, p = one.iloc[0], one[probability_columns(card.classes)].to_numpy(float)[0]
     field = np.asarray(particle_fields(self.m, self.labels, one, card.sampling, card.gpts)[0])
-    name = card.classes[int(p.argmax())]
-    self.say(f'Simulating {VIEWS} views of a {name} …')
-    alike, c = best_matching_view(field, card.sampling, name, row.feret_max_nm*NM)
-    src = picture(_comparison(field, alike, c, name, p, card))
-    verdict = row['shape'] if row['shape'] != UNKNOWN else f'undetermined: {row.reason}'
+    named = row['shape'] != UNKNOWN
+    src = picture(self._compared(row, p, field) if named else _field_alone(field, card))
+    verdict = row['shape'] if named else f'undetermined: {row.reason}'
     words = f'Particle {label}: {verdict}; equivalent diameter {row.equivalent_diameter_nm:.2f} nm.'
-    alt = 'the particle, a simulation like it, and the probabilities'
+    alt = 'the particle, a simulation like it, and the probabilities' if named else 'the particle'
     self.one.value = f'<p>{escape(words)}</p><img src="{src}" alt="{alt}">'
     self.say(words)

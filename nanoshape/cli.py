@@ -58,9 +58,20 @@ def analyse(a):
     out = Path(a.out or _default_out(a))
     many = Path(a.image).is_dir() or a.frame is None and frame_count(a.image, a.number) > 1
     _check_out(out, a.image, *((SURVEY, 'survey.json', 'path') if many else (PARTICLES, 'run.json', 'image')))
+    _element(a)
     if a.calibrate: a.pixel_size = _calibrated(a)
     if many: return _analyse_folder(a, out)
     return _analyse_one(a, out)
+
+# %% ../nbs/02_cli.ipynb #88ff1fde
+def _element(a):  # whose planes are looked for; None: not said
+    if a.element and a.calibrate and a.element != a.calibrate:
+        raise UserError(f'--element {a.element} and --calibrate {a.calibrate} name two metals: name one')
+    named = a.element or a.calibrate
+    if named:
+        from nanoshape.simulate.structures import lattice_constant
+        lattice_constant(named)  # that it is an fcc metal
+    return named
 
 # %% ../nbs/02_cli.ipynb #dc672ae9
 def _analyse_one(a, out):
@@ -68,15 +79,16 @@ def _analyse_one(a, out):
     from nanoshape.micrographs.report import label_file, summarise, write_report
     m = _read(a)
     source = str(Path(a.image).resolve())
-    table = write_report(m, default_shape_network(a.model), out, **_helpers(a), element=a.calibrate, image=source)
+    table = write_report(m, default_shape_network(a.model), out, **_helpers(a), element=_element(a), image=source)
     print(summarise(m, table))
     print(f'Results: {out}/report.html (and particles.csv, {label_file(m.name)}, overlay.png)')
 
 # %% ../nbs/02_cli.ipynb #8f495a94
 def _calibrated(a):  # nm per pixel
+    from nanoshape.micrographs.lattice import rings_used
     from nanoshape.micrographs.survey import pixel_size
     c = pixel_size(a.image, a.calibrate, **_options(a))
-    print(f'{c["sampling"]/NM:.5f} ± {c["error"]/NM:.5f} nm per pixel from the fringes of {a.calibrate}'
+    print(f'{c["sampling"]/NM:.5f} ± {c["error"]/NM:.5f} nm per pixel from the fringes of {a.calibrate} ({rings_used(c)})'
           + (f'; the file says {100*(c["header"] - 1):+.1f} %' if c['header'] else '') + '.')
     return c['sampling']/NM
 
@@ -84,7 +96,7 @@ def _calibrated(a):  # nm per pixel
 def _analyse_folder(a, out):
     from nanoshape.micrographs.survey import micrograph_files, summarise_folder, survey
     from nanoshape.learn.defaults import default_shape_network
-    particles, failed = survey(a.image, default_shape_network(a.model), out, **_helpers(a), element=a.calibrate,
+    particles, failed = survey(a.image, default_shape_network(a.model), out, **_helpers(a), element=_element(a),
                                **_options(a))
     print(summarise_folder(particles, sum(f.name not in failed for f in micrograph_files(a.image)), len(failed)))
     print(f'Results: {out}/report.html (and particles.csv, particles.parquet, a folder for each file)')
@@ -283,6 +295,9 @@ def _analyse_command(sub):
     s.add_argument('--calibrate', metavar='ELEMENT',
                    help='take the pixel size from the lattice fringes of this fcc metal, such as Au; '
                                                           'a folder must be of one magnification')
+    s.add_argument('--element', metavar='ELEMENT',
+                   help='the fcc metal whose lattice planes are looked for, such as Pt (default: that of --calibrate, '
+                        'else that of the network, gold; the report says so)')
     s.add_argument('--model', metavar='FILE', help="a model file, …safetensors (default: data/models/, else the "
                                                    "demo's)")
     s.set_defaults(run=analyse); _image_options(s); _number_option(s)
@@ -397,7 +412,8 @@ def main(
     argv:list[str]|None=None,  # default: the command line
 )->int:  # exit status: 0, 1 if `verify` finds damage, 2 for a mistake that the user can mend, 130 if stopped
     "Entry point of the command `nanoshape`."
-    for category in (FutureWarning, DeprecationWarning): warnings.filterwarnings('ignore', category=category)
+    for category in (FutureWarning, DeprecationWarning, RuntimeWarning):  # of other packages; NumPy's are the last
+        warnings.filterwarnings('ignore', category=category)
     warnings.showwarning = _warned
     a = parser().parse_args(argv)
     try: return a.run(a) or 0

@@ -271,7 +271,8 @@ def result_folder(
     path = Path(path).resolve()  # a link is followed
     path.parent.mkdir(parents=True, exist_ok=True)
     # nobody else's, on any machine
-    tmp = path.with_name(f'.{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp')
+    short = path.name.encode()[:100].decode(errors='ignore')  # a name may be as long as a disk allows
+    tmp = path.with_name(f'.{short}.{os.getpid()}-{secrets.token_hex(4)}.tmp')
     tmp.mkdir()
     try:
         yield tmp

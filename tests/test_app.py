@@ -16,9 +16,21 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import COMMAND, ROOT, wait_for
+from conftest import COMMAND, ROOT, stand_in, wait_for
 from nanoshape import app
 from nanoshape.core import NM
+from nanoshape.micrographs.detection import Detector
+from nanoshape.micrographs.reading import Micrograph
+
+
+class Sure(torch.nn.Module):
+    """Always sure of the second class."""
+    def __init__(self):
+        super().__init__()
+        self.scores = torch.nn.Parameter(torch.tensor([[0., 5.]]))
+
+    def forward(self, x):
+        return self.scores.expand(len(x), -1)
 
 
 @pytest.fixture(scope='module')
@@ -63,6 +75,22 @@ def test_the_sample_shows_particles_and_files(page, monkeypatch):
     assert len(spots) == len(page.table) and all(re.fullmatch(r'-?\d+px', b.layout.left) and b.tooltip for b in spots)
     spots[0].click()
     assert 'alt="the particle' in page.one.value and 'Particle 1' in page.status.value
+
+
+def test_nothing_is_simulated_beside_an_undetermined_particle(page, grey, monkeypatch):
+    shapes, simulated = stand_in(Sure(), classes=['cube', 'octahedron'], threshold=.7, feret_range_nm=[1, 4.5]), []
+    monkeypatch.setattr(app, 'default_shape_network', lambda: shapes)
+    monkeypatch.setattr(app, 'default_crystallinity_network', lambda: None)
+    monkeypatch.setattr(app, 'default_detector', Detector)
+    monkeypatch.setattr(app, 'best_matching_view', lambda field, *a: simulated.append(a[1]) or (field, .5))
+    page.analyse(Micrograph(grey.astype(np.float32), .6, 'discs'))
+    withheld, named = page.table.sort_values('shape_withheld', ascending=False).label
+    page.choose(withheld)
+    assert not simulated and 'undetermined' in page.one.value and 'simulation' not in page.one.value
+    page.choose(named)
+    assert simulated == ['octahedron'] and 'simulation' in page.one.value
+    rows = page._rows()
+    assert rows.count('0.99') == 1 and 'undetermined' in rows and 'nan' not in rows.lower()
 
 
 @pytest.fixture(scope='module')

@@ -93,7 +93,9 @@ def test_analyse_writes_a_whole_report(picture, run, tmp_path):
 @pytest.mark.parametrize('args, says', [
     (['none.dm4'], 'no file'), (['{picture}'], '--pixel-size'), (['{picture}', '--pixel-size', '.3'], 'cannot show the lattice'),
     (['{picture}', '--pixel-size', '.01'], 'less than'), (['{picture}', '--pixel-size', '.06', '--frame', '2'], 'no frame 2'),
-    (['{picture}', '--pixel-size', '.06', '--model', 'none.safetensors'], 'no model'), (['{picture}', '--pixel-size', 'big'], 'invalid float')])
+    (['{picture}', '--pixel-size', '.06', '--model', 'none.safetensors'], 'no model'),
+    (['{picture}', '--pixel-size', '.06', '--element', 'Fe'], 'not an fcc metal'),
+    (['{picture}', '--element', 'Pt', '--calibrate', 'Au'], 'two metals'), (['{picture}', '--pixel-size', 'big'], 'invalid float')])
 def test_a_mistake_gets_one_sentence_status_2_and_leaves_nothing(picture, run, tmp_path, args, says):
     args = [a.format(picture=picture) for a in args]
     if '--model' not in args:
@@ -103,6 +105,16 @@ def test_a_mistake_gets_one_sentence_status_2_and_leaves_nothing(picture, run, t
     if 'invalid float' not in says:
         assert done.stderr.startswith('nanoshape: ') and done.stderr.count('\n') == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_no_warning_of_numpy_is_shown():
+    code = """import numpy as np
+from nanoshape import cli
+def mean_of_nothing(a): np.array([]).mean()
+cli.verify = mean_of_nothing
+cli.main(['verify', 'none'])"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ''
 
 
 def test_a_folder_with_other_things_is_never_replaced(picture, run, tmp_path):

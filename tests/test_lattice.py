@@ -1,16 +1,20 @@
 """Spots, planes, zone axes, and pixel sizes from them."""
+from itertools import product
+
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from conftest import shared
 from nanoshape.core import UserError, rng, torch_rng
-from nanoshape.micrographs.lattice import calibrate, film_focus, find_spots, indexed
+from nanoshape.micrographs.lattice import calibrate, film_focus, find_spots, indexed, rings_used
 from nanoshape.simulate.microscope import Microscope, images
 from nanoshape.simulate.multislice import exit_waves
 from nanoshape.simulate.orientations import rotated
-from nanoshape.micrographs.reading import Micrograph
-from nanoshape.simulate.structures import assemble, particle
+from nanoshape.micrographs.reading import Micrograph, read
+from nanoshape.simulate.structures import assemble, lattice_constant, particle
 from nanoshape.simulate.supports import amorphous
 
 
@@ -65,6 +69,60 @@ def test_the_real_tiles_calibrate_themselves(sintering):
     tiles = [np.asarray(Image.open(p))[..., 0].astype(np.float32) for p in sorted(sintering.glob('train_image_*.png'))]
     c = calibrate([Micrograph(t, .586, 'tile') for t in tiles])
     assert abs(c['sampling'] - .586) < .006 and c['spots']['111'] > 3*c['spots']['200'] > 0
+
+
+# ---- supports with fringes of their own
+
+def smooth(g, n, width):
+    a = ndimage.gaussian_filter(g.normal(size=(n//8, n//8)), width/8)
+    return ndimage.zoom(a/a.std(), 8, order=1)
+
+
+def carbon_black(g, y, x, px, domains, spacing=3.45):
+    """Arcs of graphitic layers, only where a domain of them shows, on a support that they darken a little."""
+    n, out = len(y), np.zeros(y.shape)
+    for _ in range(domains):
+        (cy, cx), radius = g.uniform(-.1, 1.1, 2)*n*px, g.uniform(25, 90)
+        r = np.hypot(y - cy, x - cx)
+        there, phase = np.clip(2*smooth(g, n, 12/px), 0, 1), .7*smooth(g, n, 25/px)
+        out += (r < radius)*(3*there*np.cos(2*np.pi*r/spacing/(1 + g.normal(0, .02)) + phase) - .4)
+    return out
+
+
+def fcc_sphere(g, y, x, r, size, element):
+    """Kinematic fringes of a sphere in a random orientation: of planes within the width that its size gives to spots."""
+    hkl = np.array([h for h in product(range(-3, 4), repeat=3) if len({c % 2 for c in h}) == 1 and 0 < sum(c*c for c in h) <= 12], float)
+    k = Rotation.random(rng=g).apply(hkl)/lattice_constant(element)
+    amplitude = np.exp(-(k[:, 2]*size/1.2)**2 - (np.linalg.norm(k, axis=1)/.42)**2)*(k[:, 0] > 0)
+    waves = sum(a*np.cos(2*np.pi*(v[0]*x + v[1]*y) + g.uniform(0, 7)) for a, v in zip(amplitude, k) if a > .02)
+    return (r < size/2)*1.5*(waves - np.sqrt(np.clip(1 - (2*r/size)**2, 0, None)))
+
+
+def on_carbon_black(element, px, seed, n=768, particles=45):
+    g, (y, x) = np.random.default_rng(seed), np.mgrid[:n, :n]*px
+    image = g.normal(size=(n, n)) + carbon_black(g, y, x, px, round(1.8*(n*px/40)**2/np.pi))
+    for _ in range(particles):
+        (cy, cx), size = g.uniform(0, n*px, 2), g.uniform(20, 50)
+        image += fcc_sphere(g, y, x, np.hypot(y - cy, x - cx), size, element)
+    return Micrograph(image.astype(np.float32), .5, 'on carbon black')
+
+
+@pytest.mark.parametrize('element, px, seed', [('Pt', .46, 1), ('Au', .46, 3), ('Cu', .36, 5)])
+def test_fringes_of_graphite_are_not_taken_for_the_metals(element, px, seed):
+    """Right, or no answer; the layers of carbon black are 3.45 Å apart and seen more often than any planes of the metal."""
+    try: c = calibrate(on_carbon_black(element, px, seed), element)
+    except UserError as e: assert 'fringes of two kinds' in str(e)
+    else: assert abs(c['sampling']/px - 1) < .01 and c['error'] >= .005*px and c['spots']['311'] <= c['spots']['111']
+
+
+def test_a_support_alone_has_no_answer():
+    with pytest.raises(UserError, match='fringes of two kinds'): calibrate(on_carbon_black('Pt', .46, 7, 512, 0), 'Pt')
+
+
+def test_platinum_on_carbon_calibrates_itself():
+    """Pt {111} at 4.85 px beside graphite at 7.7 px, says the data's README: 0.0455 to 0.0467 nm per pixel."""
+    c = calibrate(read(shared('real/catalysts')/'Pt_carbon2.jpg', sampling=.5), 'Pt')
+    assert .455 < c['sampling'] < .4675 and c['carbon'] > 50 and 'graphite' in rings_used(c) and '{111}' in rings_used(c)
 
 
 # ---- focus

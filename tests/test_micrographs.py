@@ -1,9 +1,13 @@
 """Reading, refusing, finding and measuring."""
+import re
+
 import numpy as np
+import pandas as pd
+import torch
 from scipy import ndimage as ndi
 from skimage import io, measure
 
-from conftest import listed, shared
+from conftest import listed, shared, stand_in
 from nanoshape.core import torch_rng
 from nanoshape.micrographs.detection import segment
 from nanoshape.micrographs.particles import classify, measure_lattice, measure_particles, noise_share, particle_fields
@@ -74,6 +78,71 @@ def test_answers_are_withheld_for_the_stated_reasons(grey, run):
     assert 'touches the edge' in set(classify(cut, segment(cut), network.with_card(gpts=64, feret_range_nm=[1, 9])).reason)
 
 
+# ---- withheld answers
+
+class Sure(torch.nn.Module):
+    """Scores of its own, the same for every field."""
+    def __init__(self, *scores):
+        super().__init__()
+        self.scores = torch.nn.Parameter(torch.tensor([scores]))
+
+    def forward(self, x):
+        return self.scores.expand(len(x), -1)
+
+
+class Alternating(Sure):
+    """Sure of one class, and of another one for every third field."""
+    def forward(self, x):
+        return torch.where(torch.arange(len(x))[:, None] % 3 == 0, -self.scores, self.scores)
+
+
+def lattice_of_discs(n):
+    """n whole dark discs and one that the edge cuts."""
+    y, x = np.mgrid[:320, :320]
+    labels = np.zeros((320, 320), int)
+    places = [(40 + 60*(k//5), 40 + 60*(k % 5)) for k in range(n)] + [(300, 2)]
+    for k, (a, b) in enumerate(places, 1): labels[(y - a)**2 + (x - b)**2 < 18**2] = k
+    return Micrograph((np.random.default_rng(0).normal(1, .1, labels.shape) - .5*(labels > 0)).astype(np.float32), .6, 'discs'), labels
+
+
+def test_a_network_with_one_answer_for_everything_is_not_believed():
+    m, labels = lattice_of_discs(10)
+    card = dict(classes=['cube', 'octahedron'], threshold=.7, feret_range_nm=[1, 9])
+    t = classify(m, labels, stand_in(Sure(0., 5.), **card))
+    assert set(t['shape']) == {'undetermined'} and (t.p_octahedron > .9).all() and t.shape_withheld.all()
+    assert t.reason.str.contains('does not know').sum() == 10 and (t.prediction_set == '').all()
+    t = classify(m, labels, stand_in(Alternating(-5., 5.), **card))
+    assert set(t['shape'][~t.border]) == {'cube', 'octahedron'} and t.shape_withheld.tolist() == t.border.tolist()
+    m, labels = lattice_of_discs(9)
+    t = classify(m, labels, stand_in(Sure(0., 5.), **card))
+    assert (t['shape'] == 'octahedron').sum() == 9, 'nine are too few to tell'
+
+
+def test_the_report_prints_no_probability_of_a_withheld_answer(tmp_path):
+    from nanoshape.micrographs.report import _gallery_title, write_report
+    m, labels = lattice_of_discs(10)
+    network = stand_in(Sure(0., 5.), classes=['cube', 'octahedron'], threshold=.7, feret_range_nm=[1, 9])
+    t = write_report(m, network, tmp_path/'out', detector=known(labels))
+    assert len(t) == 11 and {_gallery_title(r).split(chr(10))[1] for r in t.itertuples()} == {'undetermined'}
+    page = (tmp_path/'out/report.html').read_text()
+    assert '10 of 10' in page and 'does not know these particles' in page and '<td>0.99</td>' not in page
+    csv = pd.read_csv(tmp_path/'out/particles.csv')
+    assert csv.p_octahedron.round(2).eq(.99).all() and csv.shape_withheld.all()
+    few, labels = lattice_of_discs(3)
+    t = write_report(few, network, tmp_path/'few', detector=known(labels))
+    page = (tmp_path/'few/report.html').read_text()
+    assert page.count('<td>0.99</td>') == 3 and 'does not know' not in page
+    assert sum(bool(re.search(r'octahedron.99%', _gallery_title(r), re.DOTALL)) for r in t.itertuples()) == 3
+
+
+def known(labels):
+    """A detector that gives these labels."""
+    from nanoshape.micrographs.detection import Detector
+    class Known(Detector):
+        def __call__(self, m): return labels
+    return Known()
+
+
 # ---- real micrographs
 
 def matches(found, truth):
@@ -118,6 +187,25 @@ def test_noise_and_featureless_particles_have_no_lattice(grey):
         m = Micrograph((grey + g.normal(0, 10, grey.shape)).astype(np.float32), .6, 'discs')
         t = measure_lattice(m, segment(m))
         assert len(t) == 2 and (t.planes == '').all() and (t.zone_axis == '').all() and (t.fringe_snr == 0).all()
+
+
+def test_a_fringe_of_the_support_is_no_fringe_of_the_particle():
+    y, x = np.mgrid[:256, :256]
+    disc = (y - 128)**2 + (x - 128)**2 < 50**2
+    def seen(spacing, element):
+        image = np.random.default_rng(0).normal(size=disc.shape) + disc*(np.cos(2*np.pi*x*.5/spacing) - 1)
+        return measure_lattice(Micrograph(image.astype(np.float32), .5, 'disc'), disc.astype(int), element).iloc[0]
+    assert seen(3.44, 'Pt').fringe_snr == 0 and seen(3.44, 'Pt').planes == '?'
+    assert seen(2.265, 'Pt').fringe_snr > 100 and seen(2.265, 'Pt').planes == '111' and seen(2.265, 'Pt').element == 'Pt'
+    assert seen(2.09, 'Cu').planes == '111' and seen(2.09, 'Au').planes == '200'
+
+
+def test_the_report_says_where_an_element_is_assumed(grey, tmp_path):
+    from nanoshape.micrographs.report import write_report
+    network = stand_in(Sure(0., 5.), classes=['cube', 'octahedron'], threshold=.7, feret_range_nm=[1, 9])
+    for element, says in ((None, 'No element was named, so the planes are those of Au'), ('Pt', 'Planes are those of Pt.')):
+        t = write_report(Micrograph(grey.astype(np.float32), .6, 'discs'), network, tmp_path/str(element), element=element)
+        assert says in (tmp_path/str(element)/'report.html').read_text() and set(t.element) == {element or 'Au'}
 
 
 def test_no_shape_is_named_without_fringes(grey, run):

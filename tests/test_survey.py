@@ -1,6 +1,8 @@
 """A folder of micrographs."""
+import errno
 import json
 import os
+import re
 
 import numpy as np
 import pandas as pd
@@ -154,6 +156,43 @@ def test_odd_names_are_linked_or_refused_and_stop_nobody(folder, tmp_path, grey)
     particles, failed = survey(folder, coin(), tmp_path/'out', sampling=.6)
     assert {'5%CeO2 #3.png', '0.png', '1.png', 'a.dm3'} == set(particles.file) and any('rename' in v for v in failed.values())
     assert 'href="5%25CeO2%20%233.png/report.html"' in (tmp_path/'out/report.html').read_text()
+
+
+@pytest.mark.parametrize('name', ['$a_$ b.png', 'x'*236 + '.png', 'two\nlines.png', '<img src=x onerror=alert(1)>.png', 'é'*120 + '.png'],
+                         ids=['dollars', 'long', 'newline', 'markup', 'long in bytes'])
+def test_an_odd_name_costs_nothing(folder, tmp_path, name):
+    try: (folder/name).write_bytes((folder/'0.png').read_bytes())
+    except OSError: pytest.skip('this file system does not take the name')
+    particles, failed = survey(folder, coin(), tmp_path/'out', sampling=.6)
+    assert set(particles.file) == {'0.png', '1.png', 'a.dm3', name} and list(failed) == ['bad.tif']
+    pages = [p.read_text() for p in (tmp_path/'out'/name/'report.html', tmp_path/'out/report.html')]
+    assert not any('<img src=x' in page for page in pages)
+    assert len(list((tmp_path/'out'/name).glob('*_labels.tif'))) == 1
+
+
+def test_a_bug_in_one_image_costs_that_image_only(folder, tmp_path, monkeypatch):
+    real = room.write_report
+    def odd(m, *a, **k):
+        if m.name == '1.png': raise ZeroDivisionError('division\nby zero')
+        return real(m, *a, **k)
+    monkeypatch.setattr(room, 'write_report', odd)
+    particles, failed = survey(folder, coin(), tmp_path/'out', sampling=.6)
+    assert set(particles.file) == {'0.png', 'a.dm3'} and set(failed) == {'1.png', 'bad.tif'}
+    assert 'ZeroDivisionError: division by zero' in failed['1.png'] and failed['1.png'] in (tmp_path/'out/report.html').read_text()
+    def full(*a, **k): raise OSError(errno.ENOSPC, 'full')
+    monkeypatch.setattr(room, 'write_report', full)
+    with pytest.raises(OSError): survey(folder, coin(), tmp_path/'full', sampling=.6)
+
+
+def test_the_pictures_of_a_second_run_are_those_of_the_first(folder, tmp_path):
+    import matplotlib as mpl
+    pictures = lambda: re.findall(r'data:image/png[^"]+', (tmp_path/'out/report.html').read_text())
+    with mpl.rc_context():
+        survey(folder, coin(), tmp_path/'out', sampling=.6)
+        first = pictures()
+    mpl.rcdefaults()
+    survey(folder, coin(), tmp_path/'out', sampling=.6)
+    assert len(first) == 2 and pictures() == first
 
 
 def test_several_magnifications_are_not_calibrated_as_one(folder, tmp_path, grey):

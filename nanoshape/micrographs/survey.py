@@ -10,6 +10,7 @@ __all__ = ['ONE_MAGNIFICATION', 'REACH', 'QUESTIONS', 'micrograph_files', 'pixel
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
+import errno
 
 import numpy as np
 import pandas as pd
@@ -143,7 +144,7 @@ def _images_of(path, options, single):  # yields each image's folder and options
             yield f'{path.name}/{k:04d}', {**options, 'frame': k}
 
 # %% ../../nbs/micrographs/05_survey.ipynb #7c630416
-_TEXTS = ('spacings_nm', 'planes', 'zone_axis', 'shape', 'reason', 'prediction_set', 'crystallinity',
+_TEXTS = ('spacings_nm', 'planes', 'zone_axis', 'element', 'shape', 'reason', 'prediction_set', 'crystallinity',
           'crystallinity_reason')
 _NEEDED = 'x_nm', 'y_nm', 'equivalent_diameter_nm', 'border', 'shape', 'reason'  # by what is made of all images
 
@@ -161,6 +162,13 @@ def _image_table(path, options, out, settings, write):  # of one image, which is
     request = _request(path, options, settings)
     if not _is_done(out, request): write(read(path, **options), out, request)
     return _read_table(out/'particles.csv').assign(frame=options.get('frame') or 0)
+
+# %% ../../nbs/micrographs/05_survey.ipynb #21e8bdfe
+def _why(e):  # an image could not be analysed, in one line
+    if isinstance(e, UserError): return ' '.join(str(e).split())
+    return ' '.join(f'an unforeseen error of this program, please report it ({type(e).__name__}: {e})'.split())[:400]
+
+def _stops_all(e): return isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
 
 # %% ../../nbs/micrographs/05_survey.ipynb #e3e3a5bc
 def _printable_name(path):
@@ -180,7 +188,9 @@ def _file_particles(path, out, options, settings, write):  # → table of all fr
     single = _is_done(out/path.name, _request(path, options, settings))
     for name, how in _images_of(path, options, single):
         try: parts.append(_image_table(path, how, out/name, settings, write))
-        except UserError as e: failed[_image_name(path, how)] = str(e)
+        except Exception as e:
+            if _stops_all(e): raise
+            failed[_image_name(path, how)] = _why(e)
     if not parts: raise UserError(next(iter(failed.values())))
     t = pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True)
     t['track'] = tracks(t)
@@ -193,7 +203,9 @@ def _analysed_files(files, out, options, settings, write):  # → file → table
     for f in tqdm(files, desc='micrographs', unit='file'):
         name = _printable_name(f)
         try: tables[name], bad = _file_particles(f, out, options, settings, write)
-        except UserError as e: bad = {name: str(e)}
+        except Exception as e:
+            if _stops_all(e): raise
+            bad = {name: _why(e)}
         failed |= bad
     return tables, failed
 
@@ -379,6 +391,7 @@ def survey(
 )->tuple[pd.DataFrame,dict[str,str]]:  # all particles, with `file`, `frame` and `track`; what failed → why
     """Analyse every micrograph; then write particles.csv and .parquet, shapes.csv (with `crystals`: crystallinity.csv),
     survey.json and report.html for all of them. Raises `UserError` if there is nothing to analyse."""
+    use_style()  # here too, as the pages of a second run's images are there already
     files, out, detector = micrograph_files(path), Path(out), detector or Detector()
     start_results(out, 'survey.json', SURVEY, dict(path=str(Path(path).resolve())))
     settings = _settings(network, detector, element, crystals)
