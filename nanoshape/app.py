@@ -152,7 +152,7 @@ def _uploaded(self:Page):
             raise UserError(f'{path.name} has more than {MOST/1e6:.0f} MB: use `nanoshape analyse` on the command line')
         path.write_bytes(bytes(file['content']))
         self.say(f'Reading {path.name} …')
-        self.analyse(read(path, self.pixel.value*NM or None))
+        self.analyse(read(path, self.pixel.value*NM or None, scanned=True))
     try: self._guarded(go)
     finally: path.unlink(missing_ok=True)
 

@@ -41,9 +41,9 @@ def _options(a):  # how files are read
     return dict(sampling=sampling, frame=a.frame, inverted=True if a.inverted else None, number=a.number)
 
 # %% ../nbs/02_cli.ipynb #0643cf28
-def _read(a):  # the micrograph of the command line
+def _read(a, **more):  # the micrograph of the command line
     from nanoshape.micrographs.reading import read
-    return read(a.image, **_options(a))
+    return read(a.image, **_options(a), **more)
 
 def _helpers(a):  # what finds particles, and what tells how crystalline they are
     from nanoshape.learn.defaults import default_crystallinity_network
@@ -77,7 +77,7 @@ def _element(a):  # whose planes are looked for; None: not said
 def _analyse_one(a, out):
     from nanoshape.learn.defaults import default_shape_network
     from nanoshape.micrographs.report import label_file, summarise, write_report
-    m = _read(a)
+    m = _read(a, scanned=True)
     source = str(Path(a.image).resolve())
     table = write_report(m, default_shape_network(a.model), out, **_helpers(a), element=_element(a), image=source)
     print(summarise(m, table))

@@ -334,3 +334,32 @@ def test_labels_and_positions_are_on_the_pixels_of_the_file(tmp_path, grey):
 def test_the_oblong_pixels_of_a_file(tmp_path):
     m = read(shared('inputs')/'ij_oblong.tif')
     assert m.pixels == (256, 512) and m.image.shape == (512, 512) and abs(m.sampling - .586) < 1e-4
+
+
+# ---- sizes only
+
+def test_whatever_shows_no_lattice_is_measured_and_nothing_else(grey, tmp_path):
+    """Coarse pixels, scanned images, bright particles and narrow images: sizes, no shape, and why."""
+    from nanoshape.micrographs.particles import crystallinity
+    network, image = stand_in(Sure(0., 5.), classes=['cube', 'octahedron']), grey.astype(np.float32)
+    why = {'too coarse': Micrograph(image, 5., 'a'), 'scanned': Micrograph(image, .6, 'a', file=dict(mode='STEM')),
+           'bright': Micrograph(-image, .6, 'a', bright=True), 'narrower': Micrograph(image, .05, 'a')}
+    labels = segment(Micrograph(image, .6, 'a'))
+    whole = classify(Micrograph(image, .6, 'a'), labels, network)
+    for reason, m in why.items():
+        t = classify(m, labels, network)
+        assert len(t) == 2 and t.reason.str.contains(reason).all() and t.shape_withheld.all() and (t['shape'] == 'undetermined').all()
+        assert t.filter(like='p_').isna().all(axis=None) and t.confidence.isna().all() and (t.planes == '').all()
+        assert np.allclose(t.equivalent_diameter_nm/m.sampling, whole.equivalent_diameter_nm/.6)
+        assert list(t.columns) == list(whole.columns) and (t.contrast_snr > .5).all()
+        crystals = network.with_card(classes=['amorphous', 'monocrystalline'])
+        assert crystallinity(m, labels, t, crystals).crystallinity_reason.str.contains(reason).all()
+    assert not whole.reason.str.contains('|'.join(why)).any()
+
+
+def test_coarse_pixels_get_a_report_of_sizes(grey, tmp_path):
+    from nanoshape.micrographs.report import write_report
+    m = Micrograph(grey.astype(np.float32), 5., 'coarse')
+    t = write_report(m, stand_in(Sure(0., 5.), classes=['cube', 'octahedron']), tmp_path/'out')
+    page = (tmp_path/'out/report.html').read_text()
+    assert len(t) == 2 and 'Sizes only' in page and '0.118 nm' in page

@@ -100,7 +100,7 @@ def write(path, image):
     (lambda d, g: (d/'a.emd').write_bytes(b'x'*2000) and d/'a.emd', {}, 'damaged'),
     (lambda d, g: write(d/'a.png', g), dict(sampling=None), '--pixel-size'),
     (lambda d, g: write(d/'a.tif', g), dict(sampling=None), '--pixel-size'),
-    (lambda d, g: write(d/'a.png', g), dict(sampling=1.3), 'cannot show the lattice'),
+    (lambda d, g: write(d/'a.png', g), dict(sampling=1300.), 'impossible'),
     (lambda d, g: write(d/'a.png', g), dict(sampling=0.), 'impossible'),
     (lambda d, g: write(d/'a.png', g), dict(sampling=-1.), 'impossible'),
     (lambda d, g: write(d/'a.png', g), dict(sampling=float('nan')), 'impossible'),

@@ -93,13 +93,13 @@ def _dark_field(c, support, particles, texture, fringe):
 NOTICED, ABOVE_NOISE = .35, 3.  # contrast of a particle over the surrounding texture; over the noise of its mean
 
 def _shown(labels, image, without, c):  # labels of the particles that can be seen at all
-    if not labels.any(): return labels
-    index = np.arange(1, labels.max() + 1)
-    area, change = np.bincount(labels.ravel(), minlength=len(index) + 1)[1:], np.abs(ndimage.mean(image - without, labels, index))
-    rough = ndimage.mean((without - ndimage.gaussian_filter(without, max(c['diameter']/2, 3)))**2, labels, index)**.5
-    noise = np.sqrt(np.maximum(ndimage.mean(image, labels, index), 0)*image.mean()/c['dose']/np.maximum(area, 1))
-    seen = (area > 0) & (change > NOTICED*rough) & (change > ABOVE_NOISE*noise)
-    return np.where(np.r_[False, seen][labels], labels, 0)
+    area = np.bincount(labels.ravel())
+    index = np.flatnonzero(area[1:]) + 1
+    mean = lambda a: ndimage.mean(a, labels, index)
+    rough = mean((without - ndimage.gaussian_filter(without, max(c['diameter']/2, 3)))**2)**.5
+    noise = np.sqrt(np.maximum(mean(image), 0)*image.mean()/c['dose']/area[index])
+    change = np.abs(mean(image - without))
+    return np.where(np.isin(labels, index[(change > NOTICED*rough) & (change > ABOVE_NOISE*noise)]), labels, 0)
 
 # %% ../../nbs/datasets/05_thickness_fields.ipynb #7a2a53ef
 def _counted(image, c, g):

@@ -145,8 +145,8 @@ def surroundings(
     r,  # a particle, one of skimage's `regionprops`
     m:Micrograph,
 )->tuple[slice,slice]:  # y, x
-    "A particle's box and 1 nm around it."
-    margin = round(NM/m.sampling)
+    "A particle's box and 1 nm around it, at least two pixels."
+    margin = max(2, round(NM/m.sampling))
     return tuple(slice(max(0, a - margin), b + margin) for a, b in zip(r.bbox[:2], r.bbox[2:]))
 
 # %% ../../nbs/micrographs/01_detection.ipynb #888ed9d4
@@ -237,36 +237,51 @@ def find_at_any_size(
     labels[np.isin(labels, wrong)] = 0
     return segmentation.relabel_sequential(labels)[0], bright
 
+# %% ../../nbs/micrographs/01_detection.ipynb #331dbfa1
+def _finder(path):  # a network that finds particles
+    network = Network.load(path)
+    if network.classes == CHANNELS: return network
+    raise UserError(f'{path} does not find particles, it tells {", ".join(network.classes)}: choose another with --detector')
+
 # %% ../../nbs/micrographs/01_detection.ipynb #ea7fc932
 class Detector:
-    "Micrograph → label image. Raises `UserError` for a model file that does not find particles."
+    """Micrograph → label image, and whether particles are bright. Raises `UserError` for a model file that does not find
+    particles."""
     def __init__(self,
-        path:str|Path|None=None,  # a model file, `….safetensors`; None: by darkness
+        path:str|Path|None=None,  # a model file, `….safetensors`, of one pixel size or of any; None: by darkness
+        sizes:str|Path|None=None,  # another, that works at any pixel size, for images that the first one cannot read
     ):
-        self.network = Network.load(path) if path else None
-        if path and self.network.classes != CHANNELS:
-            classes = ', '.join(self.network.classes)
-            raise UserError(f'{path} does not find particles, it tells {classes}: choose another with --detector')
-    def _uses_network(self, m): return self.network is not None and m.sampling <= COARSE*self.network.card.sampling
-    def __call__(self, m:Micrograph)->np.ndarray:
-        return find_particles(m, self.network) if self._uses_network(m) else segment(m)
+        self.network, self.sizes = (_finder(p) if p else None for p in (path, sizes))
+        if self.network and self.network.card.any_pixel: self.network, self.sizes = None, self.network
+    def _uses_network(self, m):
+        return self.network is not None and not m.bright and m.sampling <= COARSE*self.network.card.sampling
+    def __call__(self, m:Micrograph)->np.ndarray: return self.find(m)[0]
 
 # %% ../../nbs/micrographs/01_detection.ipynb #e277a4e0
+@patch
+def find(self:Detector, m:Micrograph)->tuple[np.ndarray,bool]:
+    "Labels (y, x), 0 background, 1 … n particles; and whether these are brighter than the background."
+    labels, bright = find_at_any_size(m.image, self.sizes) if self.sizes else (None, False)
+    if not bright and self._uses_network(m): return find_particles(m, self.network), False
+    return (segment(m), False) if labels is None else (labels, bright)
+
 @patch
 def how(self:Detector, m:Micrograph)->str:
     "One sentence for a report."
     if self._uses_network(m):
         return 'Particles were found by a network that has been trained on simulated micrographs only.'
+    side = 'brighter' if m.bright else 'darker'
+    if self.sizes: return f'Particles, {side} than their surroundings, were found by a network that has been trained on simulated images only.'
     why = f': {m.sampling/NM:.3g} nm per pixel are too coarse for the network' if self.network is not None else ''
     return f'Particles were found by their darkness{why}.'
 
 # %% ../../nbs/micrographs/01_detection.ipynb #a17e8c08
 def default_detector(
-    choice:str|Path|None=None,  # a model file, or 'darkness'; default: the project's network, if there is one
+    choice:str|Path|None=None,  # a model file, or 'darkness'; default: the project's networks, as far as there are any
 )->Detector:
-    "A detector with the network of `choice`, the project's network, or none."
-    kept = kept_network('particles')
-    return Detector(None if choice == 'darkness' else choice or (kept if kept.is_file() else None))
+    "A detector with the network of `choice`, the project's networks, or none."
+    if choice: return Detector(None if choice == 'darkness' else choice)
+    return Detector(*(p if p.is_file() else None for p in map(kept_network, ('particles', 'sizes'))))
 
 # %% ../../nbs/micrographs/01_detection.ipynb #2c22a00a
 def _diameters(areas, sampling): return 2*sampling*np.sqrt(areas/np.pi)  # Å, of circles with these areas in pixels

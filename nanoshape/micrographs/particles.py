@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEASURED', 'FINEST', 'COARSER', 'HALO', 'UNKNOWN', 'ONE_SIDED', 'MANY', 'NOT_KNOWN', 'CRYSTALLINE',
            'measure_particles', 'measure_lattice', 'particle_fields', 'noise_share', 'probability_columns',
-           'assumed_element', 'one_sided', 'classify', 'crystallinity', 'without_withheld']
+           'assumed_element', 'one_sided', 'sizes_only', 'classify', 'crystallinity', 'without_withheld']
 
 # %% ../../nbs/micrographs/03_particles.ipynb #3412795e
 import numpy as np
@@ -16,8 +16,8 @@ from skimage import filters, measure, morphology
 from ..core import NM, rng
 from ..simulate.structures import feret
 from ..learn.evaluate import prediction_sets
-from ..learn.network import Network, outside, training
-from .reading import Micrograph, check_field, relabelled, resampled
+from ..learn.network import Card, Network, outside, training
+from .reading import Micrograph, lattice_pixel, relabelled, resampled
 from .detection import blurred, surroundings
 from .lattice import film_focus, find_spots, indexed
 
@@ -36,7 +36,8 @@ def _outline_measures(r, nm):  # `x_px` to `circularity` of one of skimage's reg
 def _contrast(r, m, smooth, labels):  # standard deviations of the background; nan if there is none around the particle
     near = surroundings(r, m)
     own, background = smooth[near][labels[near] == r.label], smooth[near][labels[near] == 0]
-    return (background.mean() - own.mean())/max(background.std(), 1e-12) if len(background) > 1 else np.nan
+    if len(background) < 2: return np.nan
+    return (background.mean() - own.mean())*(-1 if m.bright else 1)/max(background.std(), 1e-12)
 
 # %% ../../nbs/micrographs/03_particles.ipynb #4b98c102
 def _touches_edge(r, shape):
@@ -219,6 +220,31 @@ def one_sided(
     if len(whole) < MANY or n.max() <= ONE_SIDED*len(whole): return None
     return classes[n.argmax()], int(n.max()), len(whole)
 
+# %% ../../nbs/micrographs/03_particles.ipynb #2cd8d8ed
+def sizes_only(
+    m:Micrograph,
+    card:Card,  # of the network that would be asked
+    element:str|None=None,  # whose lattice would be looked for; default: that of the training
+)->str:  # '' where the network can be asked
+    "Why nothing but sizes is read from an image."
+    why = {'pixels too coarse for the lattice': m.sampling > lattice_pixel(element or assumed_element(card)),
+           'a scanned image': m.file.get('mode') == 'STEM', 'bright particles, as in dark field': m.bright,
+           'an image narrower than the network looks at': min(m.field) < card.gpts*card.sampling}
+    return next((k for k, v in why.items() if v), '')
+
+def _withheld(t, classes, why, answer):  # the table with an answer's columns and no answer
+    prefix = '' if answer == 'shape' else f'{answer}_'
+    nothing = {**dict.fromkeys([*probability_columns(classes), f'{prefix}confidence'], np.nan),
+               f'{prefix}reason': why, f'{answer}_withheld': True, answer: UNKNOWN}
+    return t.assign(**nothing)
+
+# %% ../../nbs/micrographs/03_particles.ipynb #8ad863a7
+def _sizes_table(m, labels, card, element, why):  # as from `classify`, without whatever needs a lattice
+    t = measure_particles(m, labels).assign(spacings_nm='', planes='', zone_axis='', element=element, fringe_snr=0.)
+    t = _withheld(t, card.classes, why, 'shape').assign(film_focus_nm=np.nan, noise_share=np.nan, prediction_set='')
+    order = [*t.columns[:t.columns.get_loc('confidence') + 1], 'film_focus_nm', 'noise_share', 'reason', 'shape_withheld', 'prediction_set', 'shape']
+    return t[order]
+
 # %% ../../nbs/micrographs/03_particles.ipynb #df2bb578
 def classify(
     m:Micrograph,
@@ -227,10 +253,9 @@ def classify(
     element:str|None=None,  # that the particles are of; default: that of the network's training
 )->pd.DataFrame:
     """The table of `measure_particles` and `measure_lattice`, with a probability per shape (`p_…`), the shape or
-    `undetermined`, the confidence, whether the answer is withheld (`shape_withheld`), and why. Raises `UserError` for an image narrower than the
-    network's field."""
+    `undetermined`, the confidence, whether the answer is withheld (`shape_withheld`), and why."""
     card = network.card
-    check_field(m, card.gpts*card.sampling)
+    if why := sizes_only(m, card, element): return _sizes_table(m, labels, card, element or assumed_element(card), why)
     t = _measured(m, labels, element or assumed_element(card))
     fields = particle_fields(m, labels, t, card.sampling, card.gpts)
     t[probability_columns(card.classes)] = probs = network.probabilities(fields)
@@ -268,9 +293,9 @@ def crystallinity(
     element:str|None=None,  # that the particles are of, if it is known
 )->pd.DataFrame:
     """The table with the columns `crystallinity`, its confidence, whether and why it is withheld, and a probability
-    per class. Raises `UserError` for an image narrower than the network's field."""
+    per class."""
     card = network.card
-    check_field(m, card.gpts*card.sampling)
+    if why := sizes_only(m, card, element): return _withheld(table, card.classes, why, 'crystallinity')
     t, (fields, outlines) = table.copy(), _fields(m, labels, table, card.sampling, card.gpts)
     t[probability_columns(card.classes)] = probs = network.probabilities(*map(torch.from_numpy, (fields, outlines)))
     answer, t['crystallinity_confidence'] = _crystal_answers(probs, card)

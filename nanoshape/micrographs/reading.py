@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['READERS', 'PICTURES', 'MAX_PIXELS', 'MAX_PAPER_PIXEL', 'PREVIEW', 'TINT', 'MOST_COLOURED', 'PATIENCE', 'MEMORY',
-           'MAX_PIXEL_RATIO', 'HOT', 'Micrograph', 'serve', 'check_sampling', 'check_field', 'resampled', 'relabelled',
-           'burnt_in', 'read', 'frame_count', 'header_sampling', 'file_header', 'frames']
+           'PIXELS_NM', 'MAX_PIXEL_RATIO', 'HOT', 'Micrograph', 'serve', 'check_sampling', 'lattice_pixel',
+           'check_field', 'resampled', 'relabelled', 'burnt_in', 'read', 'frame_count', 'header_sampling',
+           'file_header', 'frames']
 
 # %% ../../nbs/micrographs/00_reading.ipynb #28adc1c0
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ class Micrograph:
     notes: tuple[str,...] = ()  # changes to the file's pixels, for the report
     file: dict = of_each(default_factory=dict)  # what the file says of itself, for the record
     pixels: tuple[int,int]|None = None  # rows and columns of the file, where its pixels were made square
+    bright: bool = False  # particles were found to be brighter than the background, as in dark field
     @property
     def field(self)->tuple[float,float]: return tuple(n*self.sampling for n in self.image.shape)  # Å (y, x)
 
@@ -433,18 +435,20 @@ def _pixels(path, frame, number=None):  # → array (y, x), or None if `frame` i
     return a, reply
 
 # %% ../../nbs/micrographs/00_reading.ipynb #6f297d3a
+PIXELS_NM = 1e-3, 10.  # nm, pixel sizes that a transmission electron micrograph can have
+
 def check_sampling(
     sampling:float,  # Å per pixel
-    element:str='Au',
 ):
-    "Raises `UserError` for a pixel size that is impossible, or too coarse to resolve {111} of `element` (Nyquist)."
-    if not (np.isfinite(sampling) and sampling > 0):
+    "Raises `UserError` for a pixel size that is impossible."
+    if not (np.isfinite(sampling) and PIXELS_NM[0] <= sampling/NM <= PIXELS_NM[1]):
         raise UserError(f'a pixel size of {sampling/NM:g} nm is impossible: give nm per pixel, e.g. 0.0586')
-    d = lattice_constant(element)/3**.5
-    if sampling > d/2:
-        raise UserError(f'a pixel size of {sampling/NM:.4g} nm cannot show the lattice: {element} {{111}} planes are '
-                        f'{d/NM:.3f} nm apart and need pixels below {d/2/NM:.3f} nm, so neither shape nor crystal can '
-                        'be read from this image')
+
+def lattice_pixel(
+    element:str='Au',
+)->float:  # Å
+    "The largest pixel that shows {111} of an fcc element: half of their distance (Nyquist)."
+    return lattice_constant(element)/3**.5/2
 
 # %% ../../nbs/micrographs/00_reading.ipynb #6960d5d0
 def check_field(
@@ -599,8 +603,8 @@ def _check_mode(name, mode):
         raise UserError(f'{name} is a scanned image (STEM or HAADF, say its metadata), made by another contrast than '
                         'HRTEM: shapes are not read from it')
 
-def _micrograph(path, a, header, sampling, frame, inverted):
-    _check_mode(path.name, header.get('file', {}).get('mode'))
+def _micrograph(path, a, header, sampling, frame, inverted, scanned):
+    if not scanned: _check_mode(path.name, header.get('file', {}).get('mode'))
     scales = _pixel_scales(path.name, header, sampling)
     a, drawn = _without_colours(a, header)
     _check_values(a, path.name)
@@ -621,9 +625,10 @@ def read(
     frame:int|None=None,  # of a stack
     inverted:bool|None=None,  # True: a negative, its particles are brighter than the background; default: from the file
     number:int|None=None,  # of an image, where a file holds several; default: the largest with a pixel size
+    scanned:bool=False,  # a scanned image is read too: sizes are all that it can give
 )->Micrograph:
     "Read and check one image. Raises `UserError`, in one sentence, for whatever cannot be analysed."
-    return _micrograph(Path(path), *_pixels(Path(path), frame, number), sampling, frame, inverted)
+    return _micrograph(Path(path), *_pixels(Path(path), frame, number), sampling, frame, inverted, scanned)
 
 # %% ../../nbs/micrographs/00_reading.ipynb #68d5b135
 def frame_count(

@@ -27,8 +27,8 @@ from ..learn.evaluate import score_text
 from ..figures import (PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curves, rim, show_image,
                                show_images, use_style)
 from .particles import (CRYSTALLINE, MANY, ONE_SIDED, UNKNOWN, assumed_element, classify,
-                                             crystallinity, one_sided, particle_fields, without_withheld)
-from .reading import Micrograph, relabelled
+                                             crystallinity, one_sided, particle_fields, sizes_only, without_withheld)
+from .reading import Micrograph, lattice_pixel, relabelled
 from ..learn.network import Card, Network, outside, training
 
 # %% ../../nbs/micrographs/04_report.ipynb #eaeaabe1
@@ -245,10 +245,17 @@ def _shape_notes(table, classes):  # that the network gives one answer to nearly
             f'All shapes are withheld, as always where that is so for more than {ONE_SIDED:.0%} of {MANY} particles or '
             'more (a choice of this project).']
 
+# %% ../../nbs/micrographs/04_report.ipynb #e801eac4
+def _sizes_notes(m, card, element):  # why shapes are withheld for the whole image, and what would show them
+    if not (why := sizes_only(m, card, element)): return _training_notes(m, card, element)
+    e = element or assumed_element(card)
+    needed = f'; the {{111}} planes of {e} show in pixels below {lattice_pixel(e)/NM:.3f} nm' if why.startswith('pixels') else ''
+    return [f'Sizes only, since this is {why}{needed}.'.replace('this is pixels', 'these are pixels')]
+
 # %% ../../nbs/micrographs/04_report.ipynb #109518fa
 def _page_notes(m, table, card, detector, element, notes):  # element: None where it is assumed
-    return [*filter(None, [file_words(m)]), *_training_notes(m, card, element), *notes, *_shape_notes(table, card.classes),
-            *_pixel_notes(m), detector.how(m), *_element_notes(table, not element),
+    return [*filter(None, [file_words(m)]), *_sizes_notes(m, card, element), *notes, *_shape_notes(table, card.classes),
+            *_pixel_notes(m), detector.how(m), *([] if sizes_only(m, card, element) else _element_notes(table, not element)),
             *_focus_notes(m, table), CAUTION]
 
 # %% ../../nbs/micrographs/04_report.ipynb #ccd06795
@@ -326,14 +333,14 @@ def _write_pictures(folder, pictures):  # those that are files of their own
 
 # %% ../../nbs/micrographs/04_report.ipynb #9fcb6e5b
 def _run_record(m, network, detector, crystals, element, params):  # for run.json
-    detector_settings = detector.network.settings if detector.network else {}
+    found_by = {k: v.settings if v else {} for k, v in dict(detector=detector.network, sizes=detector.sizes).items()}
     used = dict(element=element or assumed_element(network.card), element_assumed=not element)
-    return dict(params, file=m.file, sampling_nm=m.sampling/NM, **used, model=network.settings, detector=detector_settings,
+    return dict(params, file=m.file, sampling_nm=m.sampling/NM, **used, bright=m.bright, model=network.settings, **found_by,
                 crystallinity=crystals and crystals.settings, **provenance())
 
 # %% ../../nbs/micrographs/04_report.ipynb #3338508f
 def _analysed(m, network, detector, element, crystals):  # → labels and table
-    labels = detector(m)
+    labels, m.bright = detector.find(m)
     table = classify(m, labels, network, element)
     return labels, crystallinity(m, labels, table, crystals, element) if crystals else table
 

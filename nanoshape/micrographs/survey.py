@@ -119,7 +119,7 @@ def tracks(
 # %% ../../nbs/micrographs/05_survey.ipynb #ace689ca
 def _settings(network, detector, element, crystals):  # what a result depends on, beside the file and how it is read
     made = {k: v for k, v in provenance().items() if k in ('nanoshape', 'commit')}
-    used = dict(model=network, detector=detector.network, crystallinity=crystals)
+    used = dict(model=network, detector=detector.network, sizes=detector.sizes, crystallinity=crystals)
     cards = {k: v.settings if v else {} for k, v in used.items()}
     weights = {f'{k}_weights': v.fingerprint if v else None for k, v in used.items()}
     return dict(cards | weights, element=element, **made)
@@ -160,7 +160,7 @@ def _read_table(path):  # of one image; a person may have corrected it
 # %% ../../nbs/micrographs/05_survey.ipynb #1a5af51d
 def _image_table(path, options, out, settings, write):  # of one image, which is analysed first if need be
     request = _request(path, options, settings)
-    if not _is_done(out, request): write(read(path, **options), out, request)
+    if not _is_done(out, request): write(read(path, **options, scanned=True), out, request)
     return _read_table(out/'particles.csv').assign(frame=options.get('frame') or 0)
 
 # %% ../../nbs/micrographs/05_survey.ipynb #21e8bdfe
