@@ -156,7 +156,7 @@ def grades(device, repeats, structures):
     """Exit waves per second, particles of 4 to 8 nm on carbon, 10 nm."""
     atoms = particles(structures, 10)
     found = []
-    for name, gpts, dz in (('training', 320, 3.), ('fine', 448, 2.)):
+    for name, gpts, dz in (('training', 320, 3.), ('fine', 512, 2.)):
         thermal = debye_waller_factors(['Au', 'C'])
         t = median_time(partial(exit_waves, atoms, gpts, slice_thickness=dz, debye_waller=thermal, device=device), repeats, device)/len(atoms)
         print(f'(c) {name} grade, {gpts} px, slices of {dz:g} Å: {1/t:.1f} waves/s', flush=True)
