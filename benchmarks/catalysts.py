@@ -2,9 +2,9 @@
 
     python benchmarks/catalysts.py [--detector FILE] [--folder FOLDER] [--out data/results/catalysts.csv] [--pictures FOLDER]
 
-Images: Genc et al., Ultramicroscopy 271 (2025) 114116, MIT licence. Boxes agree where they share half of their union. Particles at the edge are left out
-on both sides, as the authors mostly left them out, and in dark field those smaller than 12 pixels. One row per image, and one for all of each mode. The
-networks have never seen a real image. The files name no pixel size: 0.1 nm is assumed, which only decides which network is asked."""
+Images: Genc et al., Ultramicroscopy 271 (2025) 114116, MIT licence. Boxes agree where they share half of their union. Particles at the edge are
+left out on both sides, as the authors mostly left them out, and in dark field those smaller than 12 pixels. One row per image, and one for all of
+each mode. The networks have never seen a real image. The files name no pixel size: 0.1 nm is assumed, which only decides which network is asked."""
 import argparse
 from pathlib import Path
 

@@ -47,8 +47,8 @@ def _read(a, **more):  # the micrograph of the command line
 
 def _helpers(a):  # what finds particles, and what tells how crystalline they are
     from nanoshape.learn.defaults import default_crystallinity_network
-    from nanoshape.micrographs.detection import default_detector
-    return dict(detector=default_detector(a.detector), crystals=default_crystallinity_network(a.crystallinity))
+    from nanoshape.micrographs.detection import Drawn, default_detector
+    return dict(detector=Drawn(a.labels) if a.labels else default_detector(a.detector), crystals=default_crystallinity_network(a.crystallinity))
 
 # %% ../nbs/02_cli.ipynb #b6335d88
 def analyse(a):
@@ -60,6 +60,7 @@ def analyse(a):
     _check_out(out, a.image, *((SURVEY, 'survey.json', 'path') if many else (PARTICLES, 'run.json', 'image')))
     _element(a)
     if a.calibrate: a.pixel_size = _calibrated(a)
+    if many and a.labels: raise UserError('--labels is for one micrograph, not for a folder or a movie')
     if many: return _analyse_folder(a, out)
     return _analyse_one(a, out)
 
@@ -268,6 +269,8 @@ def _image_options(p):
     p.add_argument('--detector', metavar='FILE',
                    help='a model file that finds particles, or the word darkness (default: '
                         'data/models/particles.safetensors)')
+    p.add_argument('--labels', metavar='FILE',
+                   help='a label image of this micrograph, TIFF or PNG, corrected by hand: takes the detector\'s place')
     p.add_argument('--crystallinity', metavar='FILE',
                    help='a model file that tells how crystalline particles are, or the word none '
                         '(default: data/models/crystallinity.safetensors)')

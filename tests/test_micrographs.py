@@ -363,3 +363,39 @@ def test_coarse_pixels_get_a_report_of_sizes(grey, tmp_path):
     t = write_report(m, stand_in(Sure(0., 5.), classes=['cube', 'octahedron']), tmp_path/'out')
     page = (tmp_path/'out/report.html').read_text()
     assert len(t) == 2 and 'Sizes only' in page and '0.118 nm' in page
+
+
+# ---- outlines out and in
+
+def test_outlines_go_out_and_corrected_ones_come_back(grey, tmp_path):
+    import json
+    import tifffile
+    from nanoshape.core import UserError
+    from nanoshape.micrographs.detection import Drawn, read_labels
+    from nanoshape.micrographs.reading import header_sampling
+    from nanoshape.micrographs.report import write_report
+    m, network = Micrograph(grey.astype(np.float32), .6, 'discs.png'), stand_in(Sure(0., 5.), classes=['cube', 'octahedron'])
+    t = write_report(m, network, tmp_path/'out')
+    file = tmp_path/'out/discs_labels.tif'
+    assert abs(header_sampling(file)/.6 - 1) < 1e-4
+    found = json.loads((tmp_path/'out/particles.coco.json').read_text())['annotations']
+    for a, r in zip(found, measure.regionprops(tifffile.imread(file))):
+        x, y = np.array(a['segmentation'][0]).reshape(-1, 2).T
+        area = abs(np.dot(x[:-1], np.diff(y)) - np.dot(y[:-1], np.diff(x)))/2
+        assert a['id'] == r.label and a['area'] == r.area and abs(area/r.area - 1) < .05
+        assert abs(x.mean() - r.centroid[1] - .5) < 1.5 and abs(y.mean() - r.centroid[0] - .5) < 1.5
+        assert a['bbox'] == [r.bbox[1], r.bbox[0], r.bbox[3] - r.bbox[1], r.bbox[2] - r.bbox[0]]
+    mine = read_labels(file)
+    mine[mine == 1] = 0
+    mine[5:40, 200:240] = 9  # drawn by hand
+    tifffile.imwrite(tmp_path/'mine.tif', mine.astype(np.uint16))
+    again = write_report(m, network, tmp_path/'again', detector=Drawn(tmp_path/'mine.tif'))
+    assert set(again.label) == {1, 2} and np.isclose(again.area_nm2, 35*40*.06**2).sum() == 1 and len(set(again.area_nm2) & set(t.area_nm2)) == 1
+    assert 'label image mine.tif' in (tmp_path/'again/report.html').read_text()
+    tifffile.imwrite(tmp_path/'small.tif', mine[:-1].astype(np.uint16))
+    tifffile.imwrite(tmp_path/'real.tif', mine.astype(np.float32))
+    (tmp_path/'text.png').write_text('no image')
+    for bad, says in (('small.tif', 'same size'), ('real.tif', 'whole numbers'), ('text.png', 'no label image'), ('none.tif', 'there is no label')):
+        try: Drawn(tmp_path/bad).find(m)
+        except UserError as e: assert says in str(e)
+        else: raise AssertionError(bad)

@@ -6,17 +6,19 @@
 __all__ = ['BLUR', 'TWO_POPULATIONS', 'TILE', 'HALO', 'SLIVER', 'HOLE', 'OUTLINE', 'SCALES', 'KNOWN', 'LARGEST', 'SHARED', 'RING',
            'RIGHT', 'blurred', 'segment', 'looks_negative', 'in_tiles', 'pixel_probabilities', 'separated',
            'find_particles', 'surroundings', 'at_half_darkness', 'brightness', 'find_at_any_size', 'Detector',
-           'default_detector', 'compare', 'detection_score']
+           'default_detector', 'read_labels', 'Drawn', 'compare', 'detection_score']
 
 # %% ../../nbs/micrographs/01_detection.ipynb #a4e0a62c
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+import math
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from PIL import Image
 from scipy import ndimage
 from scipy.special import expit
 from skimage import filters, measure, morphology, segmentation, transform
@@ -26,7 +28,7 @@ from ..datasets.batches import network_input
 from ..learn.network import COARSE, Network
 from ..learn.defaults import kept_network
 from ..learn.particle_masks import CHANNELS
-from .reading import Micrograph, relabelled, resampled
+from .reading import MAX_PIXELS, Micrograph, relabelled, resampled
 
 # %% ../../nbs/micrographs/01_detection.ipynb #3138f760
 BLUR = 2.3  # Å, σ of the Gaussian: about one {111} spacing
@@ -282,6 +284,40 @@ def default_detector(
     "A detector with the network of `choice`, the project's networks, or none."
     if choice: return Detector(None if choice == 'darkness' else choice)
     return Detector(*(p if p.is_file() else None for p in map(kept_network, ('particles', 'sizes'))))
+
+# %% ../../nbs/micrographs/01_detection.ipynb #22bf8a59
+def read_labels(
+    path:str|Path,  # TIFF or PNG of whole numbers: 0 background, 1 … particles
+)->np.ndarray:  # int (y, x)
+    "A label image. Raises `UserError` for a file that is none."
+    path = Path(path)
+    if not path.is_file(): raise UserError(f'there is no label image {path}')
+    try:
+        with Image.open(path) as im: size, a = im.size, np.asarray(im) if math.prod(im.size) <= MAX_PIXELS else None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise UserError(f'{path} is no label image: give a TIFF or PNG') from None
+    if a is None: raise UserError(f'{path} declares {size[0]} × {size[1]} pixels, more than can be analysed')
+    if a.ndim != 2 or a.dtype.kind not in 'uib':
+        raise UserError(f'{path} is no label image: its pixels must be whole numbers, 0 for the background')
+    return a.astype(int)
+
+# %% ../../nbs/micrographs/01_detection.ipynb #a7770ce0
+class Drawn:
+    "Outlines that a person has drawn or corrected, in place of a `Detector`. Raises `UserError` as `read_labels`."
+    network = sizes = None
+    def __init__(self,
+        path:str|Path,  # a label image, on the micrograph's own pixels
+    ):
+        self.path, self.labels = Path(path), read_labels(path)
+    def find(self, m:Micrograph)->tuple[np.ndarray,bool]:
+        "Labels (y, x), numbered anew from 1; and whether the particles are brighter than the background."
+        if self.labels.shape != (shape := m.pixels or m.image.shape):
+            wrong, right = ('{1} × {0}'.format(*s) for s in (self.labels.shape, shape))
+            raise UserError(f'{self.path} has {wrong} pixels and {m.name} has {right}: give a label image of the same size')
+        labels = segmentation.relabel_sequential(relabelled(self.labels, m.image.shape))[0]
+        return labels, bool(labels.any() and np.median(brightness(m.image, labels)) > 0)
+    def __call__(self, m:Micrograph)->np.ndarray: return self.find(m)[0]
+    def how(self, m): return f'Particles are those of the label image {self.path.name}.'
 
 # %% ../../nbs/micrographs/01_detection.ipynb #2c22a00a
 def _diameters(areas, sampling): return 2*sampling*np.sqrt(areas/np.pi)  # Å, of circles with these areas in pixels

@@ -325,11 +325,26 @@ def in_square_pixels(m:Micrograph, labels:np.ndarray, table:pd.DataFrame)->tuple
     return (labels, table) if m.pixels is None else _on_grid(m.image.shape, labels, table)
 
 # %% ../../nbs/micrographs/04_report.ipynb #7fcd9256
-def _write_labels(path, labels):
-    tifffile.imwrite(path, labels.astype(np.uint16 if labels.max() < 2**16 else np.uint32), compression='zlib')
+def _write_labels(path, labels, m):  # with the pixel size, if pixels are square
+    small, per_cm = labels.astype(np.uint16 if labels.max() < 2**16 else np.uint32), 1e8/m.sampling
+    size = dict(resolution=(per_cm, per_cm), resolutionunit='CENTIMETER') if m.pixels is None else {}
+    tifffile.imwrite(path, small, compression='zlib', **size)
+
 def _write_pictures(folder, pictures):  # those that are files of their own
     for p in pictures:
         if 'file' in p: (folder/p['file']).write_bytes(base64.b64decode(p['src'].split(',')[1]))
+
+# %% ../../nbs/micrographs/04_report.ipynb #acc57301
+def _coco(m, labels):  # outlines in COCO's format, pixels
+    height, width = labels.shape
+    image = dict(id=1, file_name=m.name, width=width, height=height, nm_per_pixel=None if m.pixels else m.sampling/NM)
+    def annotation(r):
+        y0, x0, y1, x1 = r.bbox
+        rings = measure.find_contours(np.pad(r.image, 1), .5)
+        outline = [(c[:, ::-1] - .5 + (x0, y0)).round(2).ravel().tolist() for c in rings]
+        box = [int(x0), int(y0), int(x1 - x0), int(y1 - y0)]
+        return dict(id=int(r.label), image_id=1, category_id=1, bbox=box, area=int(r.area), iscrowd=0, segmentation=outline)
+    return dict(images=[image], categories=[dict(id=1, name='particle')], annotations=[annotation(r) for r in measure.regionprops(labels)])
 
 # %% ../../nbs/micrographs/04_report.ipynb #9fcb6e5b
 def _run_record(m, network, detector, crystals, element, params):  # for run.json
@@ -355,7 +370,7 @@ def write_report(
     crystals:Network|None=None,  # for crystallinity; None: without it
     **params,  # recorded in run.json
 )->pd.DataFrame:  # the particles, positions in the file's pixels
-    """Analyse `m` and write particles.csv, NAME_labels.tif (0 background, 1 … n the table's `label`), overlay.png,
+    """Analyse `m` and write particles.csv, NAME_labels.tif (0 background, 1 … n the table's `label`), particles.coco.json (outlines), overlay.png,
     confusion.png, curves.png, run.json and report.html into `out`."""
     use_style()
     detector = detector or Detector()
@@ -368,7 +383,8 @@ def write_report(
                      '\n'.join(f'{k}: {v}' for k, v in record.items()), legend=LEGEND.format(label_file(m.name)))
     with result_folder(out, kind=PARTICLES) as folder:
         table.to_csv(folder/'particles.csv', index=False)
-        _write_labels(folder/label_file(m.name), labels)
+        _write_labels(folder/label_file(m.name), labels, m)
+        write_json(folder/'particles.coco.json', _coco(m, labels))
         _write_pictures(folder, pictures + tests)
         write_json(folder/'run.json', record)
         (folder/'report.html').write_text(page, encoding='utf-8')
