@@ -139,7 +139,7 @@ def known(labels):
     """A detector that gives these labels."""
     from nanoshape.micrographs.detection import Detector
     class Known(Detector):
-        def __call__(self, m): return labels
+        def find(self, m): return labels, False
     return Known()
 
 
@@ -290,7 +290,7 @@ def test_another_voltage_or_element_withholds_every_answer(tmp_path, grey):
     said = dict(mode='TEM', camera='<Ceta>', date='2023-11-14')
     at = lambda volts: Micrograph(grey.astype(np.float32), .6, 'discs', volts, file=said | dict(voltage_kv=volts/1e3))
     assert (write_report(at(3e5), network, tmp_path/'a')['shape'] != 'undetermined').all()
-    assert 'withheld' not in (tmp_path/'a/report.html').read_text()
+    assert 'its answers are withheld' not in (tmp_path/'a/report.html').read_text()
     t = write_report(at(2e5), network, tmp_path/'b')
     assert (t['shape'] == 'undetermined').all() and (t.reason == 'another voltage than trained on').all()
     assert '2 another voltage' in summarise(at(2e5), t)

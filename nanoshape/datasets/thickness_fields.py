@@ -17,20 +17,24 @@ from ..simulate.thickness import band_noise, particle_thickness, ring_noise, sup
 # %% ../../nbs/datasets/05_thickness_fields.ipynb #93f6c0ea
 CHOICES = dict(
     support={'choice': ['none', *['film']*7, *['agglomerate']*8, *['grains']*4, *['porous']*5]},
-    diameter={'loguniform': [5, 85]}, spread={'uniform': [.08, .45]},  # lognormal sizes: median, and standard deviation of the logarithm
+    diameter={'loguniform': [5, 85]}, spread={'uniform': [.08, .45]},  # lognormal: median, and σ of the logarithm
     cover={'loguniform': [.01, .45]}, empty=.04,  # share of the field under particles; fields without any
-    overlap={'choice': [0, .1, .35]}, beside=.2,  # of a particle by others; fields with particles beside the support as well
-    vary={'uniform': [0, .45]}, bend=.08, twin=.2, fringes=.4,  # brightness of particles; shares: strongly diffracting, twinned, fields with fringes
-    specks=.35, dark_field=.5, negative=.04,  # shares of fields
-    particle={'loguniform': [.12, 1.6]}, film={'loguniform': [.05, 1.2]},  # optical thickness of the median particle, of the support
-    brightness={'loguniform': [.5, 6]}, pedestal={'choice': [0, 0, .1, .4]},  # in dark field: particles over support; background
-    grain={'uniform': [0, .16]}, ring=.3, fresnel={'uniform': [-3, 3]},  # bright field: texture of the support; with rings; Fresnel fringes
-    blur={'loguniform': [.35, 2]}, gradient={'uniform': [0, .25]}, dose={'loguniform': [30, 5000]},  # pixels; across the field; e⁻ per pixel
+    overlap={'choice': [0, .1, .35]}, beside=.2,  # of a particle by others; fields with some beside the support
+    vary={'uniform': [0, .45]}, bend=.08, twin=.2,  # brightness; shares of strongly diffracting and of twinned ones
+    fringes=.4, specks=.35, dark_field=.5, negative=.04,  # shares of fields
+    particle={'loguniform': [.12, 1.6]}, film={'loguniform': [.05, 1.2]},  # optical thickness; of the median particle
+    brightness={'loguniform': [.5, 6]}, pedestal={'choice': [0, 0, .1, .4]},  # dark field: of particles; background
+    grain={'uniform': [0, .16]}, ring=.3, fresnel={'uniform': [-3, 3]},  # bright field: texture; with rings; fringes
+    blur={'loguniform': [.35, 2]}, gradient={'uniform': [0, .25]},  # pixels; across the field
+    dose={'loguniform': [30, 5000]},  # e⁻ per pixel
     lines=.3, median=.12, smooth=.18, sharpened=.1, stretched=.5, gamma=.35, jpeg=.5)  # shares of images
 
-def _drawn(choices, g):  # a number or word for each choice
-    return {k: draw(v, g) if isinstance(v, dict) and 'choice' not in v else g.choice(v['choice']) if isinstance(v, dict) else v
-            for k, v in choices.items()}
+# %% ../../nbs/datasets/05_thickness_fields.ipynb #b0f07a2b
+def _one(v, g):  # a number or a word of one choice
+    if not isinstance(v, dict): return v
+    return g.choice(v['choice']) if 'choice' in v else draw(v, g)
+
+def _drawn(choices, g): return {k: _one(v, g) for k, v in choices.items()}
 
 # %% ../../nbs/datasets/05_thickness_fields.ipynb #e4418dcc
 def _sizes(c, n, g):  # diameters of the particles to be placed
@@ -135,16 +139,19 @@ def thickness_field(
     i:int,  # number of the field
     n:int=256,  # pixels
     choices:dict=CHOICES,
-)->tuple[np.ndarray,np.ndarray,dict]:  # image, grey levels from 0 to 1; labels, 0 background, 1 … particles; what was drawn
+)->tuple[np.ndarray,np.ndarray,dict]:  # image, from 0 to 1; labels, 0 background, 1 … particles; what was drawn
     "A random field of particles, float32 (n, n), and its outlines."
-    if unknown := set(choices) ^ set(CHOICES): raise UserError(f'the choices of a thickness field do not fit: {", ".join(sorted(unknown))}')
+    if unknown := ', '.join(sorted(set(choices) ^ set(CHOICES))):
+        raise UserError(f'the choices of a thickness field do not fit: {unknown}')
     g = rng(seed, 'thickness field', i)
     c = _drawn(choices, g)
     support = support_thickness(str(c['support']), n, g)
     particles, labels = _place(c, support, n, g)
     film, texture, fringe = c['film']*support + _specks(c, n, g), _texture(c, support, n, g), g.uniform(.8, 2.5)
     contrast = _dark_field if (dark := g.random() < c['dark_field']) else _bright_field
-    image, without = (ndimage.gaussian_filter(contrast(c, film, p, texture, fringe), c['blur']) for p in (c['particle']*particles, 0*particles))
+    seen = lambda p: ndimage.gaussian_filter(contrast(c, film, p, texture, fringe), c['blur'])
+    image, without = seen(c['particle']*particles), seen(0*particles)
     labels = _shown(labels, image, without, c)
     image = _stretched(_filtered(_counted(image, c, g), c, g), c, g)
-    return image.astype(np.float32), labels, dict(c, dark_field=bool(dark), particles=len(np.unique(labels[labels > 0])))
+    c = dict(c, dark_field=bool(dark), particles=len(np.unique(labels[labels > 0])))
+    return image.astype(np.float32), labels, c

@@ -141,10 +141,11 @@ def _check_structures(structures, shape, energy, slice_thickness, positions_of_l
 
 # %% ../../nbs/simulate/06_multislice.ipynb #6fb570a0
 def _in_batches(structures, grid, n, *given):  # at most n structures at a time
-    threads = min(n, torch.get_num_threads()) if grid.compiled else 1
-    order, size = sorted(range(len(structures)), key=lambda i: -slice_count(structures[i], grid.dz)), 1 if grid.compiled else n
+    threads, size = (n, 1) if grid.compiled else (1, n)
+    order = sorted(range(len(structures)), key=lambda i: -slice_count(structures[i], grid.dz))
     batches = [[structures[i] for i in order[k:k + size]] for k in range(0, len(order), size)]
-    with thread_map(min(threads, len(batches))) as each: waves = torch.cat(list(each(lambda b: _propagate(b, grid, *given), batches)))
+    work = lambda batch: _propagate(batch, grid, *given)
+    with thread_map(min(threads, len(batches))) as each: waves = torch.cat(list(each(work, batches)))
     return waves[torch.tensor(np.argsort(order), device=waves.device)]
 
 # %% ../../nbs/simulate/06_multislice.ipynb #9afae557
@@ -226,8 +227,9 @@ def frozen_phonons(
     n:int,  # configurations
     generator:np.random.Generator,
 )->list[Atoms]:
-    """Copies with displaced atoms, by √(B/8π²) along each axis, wrapped in x and y and kept inside the cell in z; average
-    their intensities. Raises `UserError` for an element without a factor."""
-    if missing := set(atoms.symbols) - set(factors): raise UserError(f'no Debye–Waller factor is given for {", ".join(sorted(missing))}')
+    """Copies with displaced atoms, by √(B/8π²) along each axis, wrapped in x and y and kept inside the cell in z.
+    Average their intensities. Raises `UserError` for an element without a factor."""
+    if missing := ', '.join(sorted(set(atoms.symbols) - set(factors))):
+        raise UserError(f'no Debye–Waller factor is given for {missing}')
     sigma = np.array([(factors[x]/8/math.pi**2)**.5 for x in atoms.symbols])[:, None]
     return [_displaced(atoms, sigma, generator) for _ in range(n)]
