@@ -1,14 +1,16 @@
 """Finding particles: fields with particles that touch, the targets, tiles, the score, and the network in data/models/."""
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import stand_in
+from conftest import ROOT, stand_in
+from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage import io, measure
 
 from nanoshape.core import UserError, project_root, read_yaml, rng, torch_rng
 from nanoshape.learn.particle_masks import CHANNELS, field_loaders, targets
-from nanoshape.micrographs.detection import (HALO, TILE, Detector, compare, detection_score, find_particles,
+from nanoshape.micrographs.detection import (HALO, TILE, Detector, compare, detection_score, find_at_any_size, find_particles,
                                              looks_negative, pixel_probabilities, segment, separated)
 from nanoshape.simulate.microscope import Microscope, images
 from nanoshape.simulate.multislice import exit_waves
@@ -242,3 +244,37 @@ def test_noise_holds_no_particles():
         m = Micrograph(np.random.default_rng(seed).normal(100, 10, (300, 420)).astype(np.float32), .8, 'noise')
         assert find_particles(m, d.network).shape == m.image.shape
         assert d(m).max() == 0
+
+
+# ---- any magnification
+
+SIZES = KEPT.with_name('sizes.safetensors')
+
+
+@pytest.mark.parametrize('side, pixel', [(1, 5.), (-1, 5.), (1, .3)])
+def test_particles_of_either_brightness_are_found_at_any_pixel_size(side, pixel):
+    """Discs of 12 to 60 pixels; their sign turned, the mode turns; which pixel they have does not matter."""
+    where = [(60, 60, 6), (60, 180, 12), (180, 70, 20), (180, 190, 30)]
+    true = discs((256, 256), *where)
+    g = np.random.default_rng(0)
+    image = ndimage.gaussian_filter(side*.6*(true > 0), 1.) + g.normal(1, .05, true.shape)
+    labels, bright = Detector(SIZES).find(Micrograph(image.astype(np.float32), pixel, 'discs'))
+    c = compare(labels, true, 1.)
+    assert bright == (side > 0) and (c['n_found'], c['n_right']) == (4, 4)
+
+
+def test_real_tiles_are_bright_field(sintering):
+    for k in (1, 12): assert not find_at_any_size(read(sintering/f'train_image_{k}.png', .5886).image, Detector(SIZES).sizes)[1]
+
+
+def test_modes_of_real_catalysts_are_told_and_hardly_a_find_is_false():
+    t = pd.read_csv(ROOT/'data/results/catalysts.csv')
+    each, all_of_a_mode = t[(t.image != 'all') & (t.found > 0)], t[t.image == 'all']
+    assert len(each) >= 10 and (each['mode'] == each.said).all() and (all_of_a_mode.precision > .8).all()
+
+
+@pytest.mark.xfail(strict=True, reason='not reached, see figures/detection_sizes')
+@pytest.mark.parametrize('mode, goal', [('bright field', .85), ('dark field', .75)])
+def test_particles_of_real_catalysts_are_found_as_well_as_was_wanted(mode, goal):
+    t = pd.read_csv(ROOT/'data/results/catalysts.csv').query('image == "all"').set_index('mode')
+    assert t.f1[mode] >= goal

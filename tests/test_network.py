@@ -211,7 +211,7 @@ def test_weights_that_are_not_numbers_are_refused(saved):
     one_sentence(e)
 
 
-@pytest.mark.parametrize('name', ['shapes', 'particles', 'crystallinity', 'heights_CeO2', 'heights_Au'])
+@pytest.mark.parametrize('name', ['shapes', 'particles', 'sizes', 'crystallinity', 'heights_CeO2', 'heights_Au'])
 def test_the_kept_networks_keep_their_cards(name, tmp_path):
     """To and fro nothing is lost or changed; what a card did not say is a default."""
     network, values = Network.load(ROOT/f'data/models/{name}.safetensors'), read_json(ROOT/f'data/models/{name}.json')

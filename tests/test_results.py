@@ -47,7 +47,8 @@ BELONGS_TO = {  # tables and arrays without commits of their own → the table o
     'orientation_sampling.csv': 'orientation', 'detection_images.csv': 'detection', 'crystallinity_predictions.csv': 'crystallinity',
     'crystallinity_examples.npz': 'crystallinity', 'crystallinity_inputs_predictions.csv': 'crystallinity_inputs',
     'crystallinity_micrographs_predictions.csv': 'crystallinity_micrographs', 'crystallinity_diffracting.csv': 'crystallinity_limit',
-    'convergence_examples.npz': 'convergence', 'heights_examples.npz': 'heights', 'heights_movie.npz': 'heights_movie',
+    'convergence_examples.npz': 'convergence', 'detection_sizes_images.csv': 'detection_sizes',
+    'heights_examples.npz': 'heights', 'heights_movie.npz': 'heights_movie',
     'crystallinity_published.csv': None}  # by hand
 
 
