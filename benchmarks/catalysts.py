@@ -4,7 +4,7 @@
 
 Images: Genc et al., Ultramicroscopy 271 (2025) 114116, MIT licence. Boxes agree where they share half of their union. Particles at the edge are
 left out on both sides, as the authors mostly left them out, and in dark field those smaller than 12 pixels. One row per image, and one for all of
-each mode. The networks have never seen a real image. The files name no pixel size: 0.1 nm is assumed, which only decides which network is asked."""
+each mode. The networks have never seen a real image. The files name no pixel size, and the network asks for none."""
 import argparse
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def picture(path, image, labels, true):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--detector', default=None)
+    p.add_argument('--detector', default=project_root()/'data/models/sizes.safetensors')
     p.add_argument('--folder', default=None)
     p.add_argument('--out', default=project_root()/'data/results/catalysts.csv')
     p.add_argument('--pictures', default=None)
