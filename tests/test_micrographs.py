@@ -365,6 +365,16 @@ def test_coarse_pixels_get_a_report_of_sizes(grey, tmp_path):
     assert len(t) == 2 and 'Sizes only' in page and '0.118 nm' in page
 
 
+def test_what_one_detector_says_of_an_image_is_not_told_to_the_next(grey, tmp_path):
+    from nanoshape.micrographs.report import write_report
+    m, network = Micrograph(grey.astype(np.float32), .6, 'discs'), stand_in(Sure(0., 5.), classes=['cube', 'octahedron'])
+    detector = known(segment(m))
+    found = detector.find(m)[0]
+    detector.find = lambda m: (found, True)
+    t = write_report(m, network, tmp_path/'out', detector=detector)
+    assert t.reason.str.contains('bright').all() and not m.bright and 'Sizes only' in (tmp_path/'out/report.html').read_text()
+
+
 # ---- outlines out and in
 
 def test_outlines_go_out_and_corrected_ones_come_back(grey, tmp_path):

@@ -9,6 +9,7 @@ __all__ = ['DPI', 'PAGE_HEAD', 'CAUTION', 'LEGEND', 'LONGEST', 'class_colors', '
 
 # %% ../../nbs/micrographs/04_report.ipynb #c4b93cba
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 import base64, re
 
@@ -354,10 +355,11 @@ def _run_record(m, network, detector, crystals, element, params):  # for run.jso
                 crystallinity=crystals and crystals.settings, **provenance())
 
 # %% ../../nbs/micrographs/04_report.ipynb #3338508f
-def _analysed(m, network, detector, element, crystals):  # → labels and table
-    labels, m.bright = detector.find(m)
+def _analysed(m, network, detector, element, crystals):  # → micrograph that knows whether particles are bright, labels, table
+    labels, bright = detector.find(m)
+    m = replace(m, bright=bright)
     table = classify(m, labels, network, element)
-    return labels, crystallinity(m, labels, table, crystals, element) if crystals else table
+    return m, labels, crystallinity(m, labels, table, crystals, element) if crystals else table
 
 # %% ../../nbs/micrographs/04_report.ipynb #68400408
 def write_report(
@@ -374,7 +376,7 @@ def write_report(
     confusion.png, curves.png, run.json and report.html into `out`."""
     use_style()
     detector = detector or Detector()
-    labels, table = _analysed(m, network, detector, element, crystals)
+    m, labels, table = _analysed(m, network, detector, element, crystals)
     record = _run_record(m, network, detector, crystals, element, params)
     pictures, tests = _particle_pictures(m, labels, table, network, crystals), network_pictures(network.card)
     labels, table = in_file_pixels(m, labels, table)

@@ -7,7 +7,6 @@ __all__ = ['Number', 'ORDERS', 'ALIASES', 'CONDITIONS', 'FOCI', 'CHUNK', 'FAINT'
            'transfer', 'focus_nodes', 'enough_foci', 'displacement', 'intensity', 'expose', 'images', 'image_error']
 
 # %% ../../nbs/simulate/07_microscope.ipynb #aa124c31
-from concurrent.futures import ThreadPoolExecutor
 import math
 
 import numpy as np
@@ -398,7 +397,7 @@ def _count_on_threads(image, scale, seed, out):  # `_count` of contiguous tensor
     if image.numel() <= CHUNK: return work(0, image.numel())
     threads = torch.get_num_threads()
     edges = np.linspace(0, image.numel(), threads + 1).astype(int)
-    with ThreadPoolExecutor(threads) as pool: list(pool.map(work, edges[:-1], edges[1:]))
+    with thread_map(threads) as each: list(each(work, edges[:-1], edges[1:]))
 
 # %% ../../nbs/simulate/07_microscope.ipynb #403edebe
 def _poisson(image, scale, generator, out=None):

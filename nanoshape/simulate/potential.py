@@ -309,7 +309,7 @@ def slice_phase(
         part = _half_spectrum(_spread_slice(grid, atoms, bounds, table, xy), grid.shape)*factor
         total = part if total is None else total + part
     if total is None or grid.shape[1] % 512: return None if total is None else torch.fft.irfft2(total, s=grid.shape)
-    return torch.fft.irfft(torch.fft.ifft(total, dim=-2).contiguous(), n=grid.shape[1])  # for rows of 4 kB half as long
+    return torch.fft.irfft(torch.fft.ifft(total, dim=-2).contiguous(), n=grid.shape[1])  # for rows of 4 kB a third shorter
 
 # %% ../../nbs/simulate/05_potential.ipynb #32d3ced9
 def _factors(grid, elements, scattering, debye_waller):  # {Z: (factor, kernel table)}
