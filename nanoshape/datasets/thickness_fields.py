@@ -10,6 +10,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from skimage import measure
 from ..core import UserError, rng
 from .recipes import draw
 from ..simulate.thickness import band_noise, particle_thickness, ring_noise, support_thickness
@@ -17,15 +18,15 @@ from ..simulate.thickness import band_noise, particle_thickness, ring_noise, sup
 # %% ../../nbs/datasets/05_thickness_fields.ipynb #93f6c0ea
 CHOICES = dict(
     support={'choice': ['none', *['film']*7, *['agglomerate']*8, *['grains']*4, *['porous']*5]},
-    diameter={'loguniform': [5, 85]}, spread={'uniform': [.08, .45]},  # lognormal: median, and σ of the logarithm
-    cover={'loguniform': [.01, .45]}, empty=.04,  # share of the field under particles; fields without any
-    overlap={'choice': [0, .1, .35]}, beside=.2,  # of a particle by others; fields with some beside the support
+    diameter={'loguniform': [5, 85]}, spread={'uniform': [.08, .65]},  # lognormal: median, and σ of the logarithm
+    cover={'loguniform': [.01, .6]}, empty=.04,  # share of the field under particles; fields without any
+    overlap={'choice': [0, .1, .35, .5]}, beside=.2,  # of a particle by others; fields with some beside the support
     vary={'uniform': [0, .45]}, bend=.08, twin=.2,  # brightness; shares of strongly diffracting and of twinned ones
     fringes=.4, specks=.35, dark_field=.5, negative=.04,  # shares of fields
     particle={'loguniform': [.12, 1.6]}, film={'loguniform': [.05, 1.2]},  # optical thickness; of the median particle
-    brightness={'loguniform': [.5, 6]}, pedestal={'choice': [0, 0, .1, .4]},  # dark field: of particles; background
+    brightness={'loguniform': [.25, 6]}, pedestal={'choice': [0, 0, .1, .4]},  # dark field: of particles; background
     grain={'uniform': [0, .16]}, ring=.3, fresnel={'uniform': [-3, 3]},  # bright field: texture; with rings; fringes
-    blur={'loguniform': [.35, 2]}, gradient={'uniform': [0, .25]},  # pixels; across the field
+    blur={'loguniform': [.35, 2.5]}, gradient={'uniform': [0, .25]},  # pixels; across the field
     dose={'loguniform': [30, 5000]},  # e⁻ per pixel
     lines=.3, median=.12, smooth=.18, sharpened=.1, stretched=.5, gamma=.35, jpeg=.5)  # shares of images
 
@@ -39,7 +40,7 @@ def _drawn(choices, g): return {k: _one(v, g) for k, v in choices.items()}
 # %% ../../nbs/datasets/05_thickness_fields.ipynb #e4418dcc
 def _sizes(c, n, g):  # diameters of the particles to be placed
     mean_area = np.pi/4*c['diameter']**2*np.exp(2*c['spread']**2)
-    count = 0 if g.random() < c['empty'] else int(np.clip(c['cover']*n**2/mean_area, 1, 350))
+    count = 0 if g.random() < c['empty'] else int(np.clip(c['cover']*n**2/mean_area, 1, 450))
     return np.clip(c['diameter']*g.lognormal(0, c['spread'], count), 4, 170)
 
 def _scattering(t, part, y, x, d, c, fringed, g):  # of one particle, relative to its thickness
@@ -94,13 +95,22 @@ def _dark_field(c, support, particles, texture, fringe):
     return np.maximum(support*(1 + .5*c['grain']*texture), 0) + particles*c['brightness'] + c['pedestal']
 
 # %% ../../nbs/datasets/05_thickness_fields.ipynb #cb98e64e
-NOTICED, ABOVE_NOISE = .35, 3.  # contrast of a particle over the surrounding texture; over the noise of its mean
+NOTICED, ABOVE_NOISE = 1., 3.  # contrast of a particle over the texture's, both averaged over a quarter of its diameter; over the noise of its mean
+
+def _roughness(image, size):  # (n, n): local standard deviation of structures as large as a particle of `size` pixels
+    step = max(1, size//8)
+    rows = np.minimum(np.arange(len(image))//step, len(image)//step - 1)  # the pixels of an image averaged over `step` pixels
+    small, blur = measure.block_reduce(image, step, np.mean)[:rows[-1] + 1, :rows[-1] + 1], ndimage.gaussian_filter
+    band = blur(small, size/step/4) - blur(small, size/step)
+    return np.sqrt(blur(band**2, 2*size/step))[np.ix_(rows, rows)]
 
 def _shown(labels, image, without, c):  # labels of the particles that can be seen at all
     area = np.bincount(labels.ravel())
     index = np.flatnonzero(area[1:]) + 1
     mean = lambda a: ndimage.mean(a, labels, index)
-    rough = mean((without - ndimage.gaussian_filter(without, max(c['diameter']/2, 3)))**2)**.5
+    octave = np.round(np.log2(np.sqrt(area[index]))).astype(int)
+    rough = {o: mean(_roughness(without, 2**int(o))) for o in np.unique(octave)}
+    rough = np.array([rough[o][k] for k, o in enumerate(octave)])
     noise = np.sqrt(np.maximum(mean(image), 0)*image.mean()/c['dose']/area[index])
     change = np.abs(mean(image - without))
     return np.where(np.isin(labels, index[(change > NOTICED*rough) & (change > ABOVE_NOISE*noise)]), labels, 0)

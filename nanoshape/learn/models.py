@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTHS', 'ARCHITECTURES', 'cnn', 'resnet', 'Channels', 'outline_net', 'Spectrum', 'Together', 'spectrum_net', 'unet',
-           'Resize', 'build']
+           'LocalContrast', 'local_unet', 'Resize', 'build']
 
 # %% ../../nbs/learn/00_models.ipynb #b969f8eb
 from functools import partial
@@ -65,6 +65,10 @@ def _gaussian(sigma):  # weights (2·3σ + 1,) that add up to 1; σ in pixels
     w = torch.exp(-torch.arange(-r, r + 1)**2/(2*sigma**2))
     return w/w.sum()
 
+def _smoothed(x, kernel, mode='constant'):  # (n, 1, y, x); kernel (1, 1, 1, 2·r + 1)
+    r = kernel.shape[-1]//2
+    return F.conv2d(F.conv2d(F.pad(x, (r, r, r, r), mode=mode), kernel), kernel.transpose(-2, -1))
+
 def _standardised(maps):  # (n, c, y, x), each map with mean 0 and variance 1
     std, mean = torch.std_mean(maps, (-2, -1), keepdim=True)
     return (maps - mean)/std.clamp(min=1e-6)
@@ -80,10 +84,7 @@ class Channels(nn.Module):
         super().__init__()
         self.pixels = pixels
         self.register_buffer('kernel', _gaussian(sigma)[None, None, None], persistent=False)
-    def smooth(self, x):
-        r = self.kernel.shape[-1]//2
-        x = F.conv2d(F.pad(x, (r, r, r, r), mode='reflect'), self.kernel)
-        return F.conv2d(x, self.kernel.transpose(-2, -1))
+    def smooth(self, x): return _smoothed(x, self.kernel, mode='reflect')
     def forward(self, x):
         low = self.smooth(x)
         fringes = self.smooth((x - low)**2).clamp(min=1e-6).sqrt()
@@ -129,20 +130,47 @@ def spectrum_net(
 def unet(
     n_classes:int=2,
     widen:float=.25,  # 1: the channel numbers of ResNet-18
-)->nn.Module:  # (n, 1, y, x) → (n, n_classes, y, x); y and x multiples of 32
+    c_in:int=1,
+)->nn.Module:  # (n, c_in, y, x) → (n, n_classes, y, x); y and x multiples of 32
     """fastai's `DynamicUnet` on an XResNet-18 encoder. Its last step, from half the pixels to all of them, is a
     sub-pixel convolution (Shi et al. 2016) straight to the classes, cheaper than going there with all channels."""
-    encoder = XResNet(ResBlock, 1, [2, 2, 2, 2], c_in=1, widen=widen, stem_szs=(16, 16, 64))
+    encoder = XResNet(ResBlock, 1, [2, 2, 2, 2], c_in=c_in, widen=widen, stem_szs=(16, 16, 64))
     net = DynamicUnet(nn.Sequential(*list(encoder.children())[:-4]), n_classes, (256, 256), last_cross=False)
     at = next(k for k, layer in enumerate(net.layers) if isinstance(layer, PixelShuffle_ICNR))
     width = net.layers[at][0][0].in_channels
     net.layers = net.layers[:at].append(PixelShuffle_ICNR(width, n_classes, act_cls=None))
     return net
 
+# %% ../../nbs/learn/00_models.ipynb #a01e3f11
+class LocalContrast(nn.Module):
+    "(n, 1, y, x) → (n, 1 + len(steps), y, x): the image, and its difference from local means, over local standard deviations."
+    def __init__(self,
+        steps:tuple=(2, 8),  # pixels: a third of the Gaussians' σ; y and x are multiples of them; our choice
+        least:float=.05,  # standard deviation that is added, in units of the image's
+    ):
+        super().__init__()
+        self.steps, self.least = steps, least
+        self.register_buffer('kernel', _gaussian(3)[None, None, None], persistent=False)
+    def _around(self, x, step):  # local means, computed from averages over `step` × `step` pixels
+        small = F.avg_pool2d(x, step)
+        mean = _smoothed(small, self.kernel)/_smoothed(torch.ones_like(small[:1]), self.kernel)
+        return F.interpolate(mean, scale_factor=step, mode='bilinear')
+    def _local(self, x, step):
+        mean = self._around(x, step)
+        variance = self._around(x**2, step) - mean**2
+        return (x - mean)/(variance.clamp(min=0) + self.least**2).sqrt()
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.cat([x, *(self._local(x.float(), s) for s in self.steps)], 1)
+
+def local_unet(n_classes:int=2)->nn.Module:  # (n, 1, y, x) → (n, n_classes, y, x)
+    "A U-Net that sees `LocalContrast`."
+    return nn.Sequential(LocalContrast(), unet(n_classes, c_in=3))
+
 # %% ../../nbs/learn/00_models.ipynb #d8d79c27
 ARCHITECTURES = {**{f'cnn{b}': partial(cnn, b) for b in (4, 5, 6)},
                  **{f'resnet{d}': partial(resnet, d) for d in (18, 34, 101)},
-                 'outline': outline_net, 'fringes': partial(outline_net, pixels=True), 'unet': unet,
+                 'outline': outline_net, 'fringes': partial(outline_net, pixels=True), 'unet': unet, 'local_unet': local_unet,
                  'spectrum': spectrum_net, 'both': partial(spectrum_net, image=True)}
 
 # %% ../../nbs/learn/00_models.ipynb #002e1cde

@@ -149,7 +149,7 @@ def grains(n:int, generator:np.random.Generator)->np.ndarray:  # (n, n)
 
 def porous(n:int, generator:np.random.Generator)->np.ndarray:  # (n, n)
     "A mass with pores of every size."
-    field = power_noise(n, generator, generator.uniform(1.2, 2.2), generator.uniform(1, 4)) + generator.uniform(-.8, 1)
+    field = power_noise(n, generator, generator.uniform(1.2, 3), generator.uniform(1, 4)) + generator.uniform(-.8, 1)
     return np.maximum(field, 0)**generator.uniform(.7, 1.3)
 
 # %% ../../nbs/simulate/08_thickness.ipynb #6e68e7f4
