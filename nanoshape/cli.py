@@ -270,7 +270,8 @@ def _image_options(p):
                    help='a model file that finds particles, or the word darkness (default: '
                         'data/models/particles.safetensors)')
     p.add_argument('--labels', metavar='FILE',
-                   help='a label image of this micrograph, TIFF or PNG, corrected by hand: takes the detector\'s place')
+                   help='a label image of this micrograph, TIFF or PNG, or ROIs of ImageJ, corrected by hand: takes the '
+                        'detector\'s place')
     p.add_argument('--crystallinity', metavar='FILE',
                    help='a model file that tells how crystalline particles are, or the word none '
                         '(default: data/models/crystallinity.safetensors)')

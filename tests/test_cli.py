@@ -75,7 +75,7 @@ def test_analyse_writes_a_whole_report(picture, run, tmp_path):
     done = command(*args)
     assert done.returncode == 0, done.stderr
     assert {p.name for p in out.iterdir()} == {'report.html', 'particles.csv', f'{picture.stem}_labels.tif', 'overlay.png', 'confusion.png',
-                                               'particles.coco.json', 'curves.png', 'run.json'}
+                                               'particles.coco.json', 'particles_rois.zip', 'curves.png', 'run.json'}
     assert [p.name for p in tmp_path.iterdir()] == ['report'], 'something was left behind'
     t = pd.read_csv(out/'particles.csv')
     assert len(t) == 2 and {'x_nm', 'y_nm', 'equivalent_diameter_nm', 'feret_max_nm', 'feret_min_nm', 'p_cube', 'p_icosahedron', 'shape'} <= set(t)

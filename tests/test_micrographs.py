@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from scipy import ndimage as ndi
 from skimage import io, measure
@@ -395,6 +396,8 @@ def test_outlines_go_out_and_corrected_ones_come_back(grey, tmp_path):
         assert a['id'] == r.label and a['area'] == r.area and abs(area/r.area - 1) < .05
         assert abs(x.mean() - r.centroid[1] - .5) < 1.5 and abs(y.mean() - r.centroid[0] - .5) < 1.5
         assert a['bbox'] == [r.bbox[1], r.bbox[0], r.bbox[3] - r.bbox[1], r.bbox[2] - r.bbox[0]]
+    rois = Drawn(tmp_path/'out/particles_rois.zip').find(m)[0]
+    assert (rois == tifffile.imread(file)).all(), 'ROIs of ImageJ are other pixels than the labels'
     mine = read_labels(file)
     mine[mine == 1] = 0
     mine[5:40, 200:240] = 9  # drawn by hand
@@ -409,3 +412,16 @@ def test_outlines_go_out_and_corrected_ones_come_back(grey, tmp_path):
         try: Drawn(tmp_path/bad).find(m)
         except UserError as e: assert says in str(e)
         else: raise AssertionError(bad)
+
+
+def test_rois_that_are_none_are_refused_in_a_sentence(tmp_path):
+    import zipfile
+    from nanoshape.core import UserError
+    from nanoshape.micrographs import detection
+    (tmp_path/'text.roi').write_text('no outline')
+    with zipfile.ZipFile(tmp_path/'other.zip', 'w') as z: z.writestr('a.txt', 'no outline')
+    (tmp_path/'cut.zip').write_bytes((tmp_path/'other.zip').read_bytes()[:30])
+    for name in ('text.roi', 'other.zip', 'cut.zip', 'absent.zip'):
+        with pytest.raises(UserError, match=name): detection.Drawn(tmp_path/name)
+    with zipfile.ZipFile(tmp_path/'bomb.zip', 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('a.roi', bytes(detection.MAX_ROIS + 1))
+    with pytest.raises(UserError, match='more than can be read'): detection.Drawn(tmp_path/'bomb.zip')

@@ -4,24 +4,25 @@
 
 # %% auto #0
 __all__ = ['BLUR', 'TWO_POPULATIONS', 'TILE', 'HALO', 'SLIVER', 'HOLE', 'OUTLINE', 'SCALES', 'SURE', 'KNOWN', 'LARGEST', 'SHARED',
-           'RING', 'RIGHT', 'blurred', 'segment', 'looks_negative', 'in_tiles', 'pixel_probabilities', 'separated',
-           'find_particles', 'surroundings', 'at_half_darkness', 'brightness', 'find_at_any_size', 'Detector',
-           'default_detector', 'read_labels', 'Drawn', 'compare', 'detection_score']
+           'RING', 'MAX_ROIS', 'RIGHT', 'blurred', 'segment', 'looks_negative', 'in_tiles', 'pixel_probabilities',
+           'separated', 'find_particles', 'surroundings', 'at_half_darkness', 'brightness', 'find_at_any_size',
+           'Detector', 'default_detector', 'read_labels', 'read_rois', 'filled', 'Drawn', 'compare', 'detection_score']
 
 # %% ../../nbs/micrographs/01_detection.ipynb #a4e0a62c
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-import math
+import math, struct, zipfile
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
 from PIL import Image
 from scipy import ndimage
+from roifile import roiread
 from scipy.special import expit
-from skimage import filters, measure, morphology, segmentation, transform
+from skimage import draw, filters, measure, morphology, segmentation, transform
 from torch import nn
 from ..core import NM, rng, UserError
 from ..datasets.batches import network_input
@@ -305,23 +306,56 @@ def read_labels(
         raise UserError(f'{path} is no label image: its pixels must be whole numbers, 0 for the background')
     return a.astype(int)
 
+# %% ../../nbs/micrographs/01_detection.ipynb #f2159da2
+MAX_ROIS = 2**27  # bytes of all outlines in a file
+
+def read_rois(
+    path:str|Path,  # ImageJ's .roi, or .zip of them
+)->list[np.ndarray]:  # (point, xy), pixels from the image's corner
+    "Outlines that were drawn in ImageJ. Raises `UserError` for a file that holds none."
+    path = Path(path)
+    if not path.is_file(): raise UserError(f'there is no file {path}')
+    try:
+        if path.suffix == '.zip':
+            with zipfile.ZipFile(path) as z: size = sum(i.file_size for i in z.infolist())
+            if size > MAX_ROIS: raise UserError(f'{path} declares {size/2**20:.0f} MiB of outlines, more than can be read')
+        rois = roiread(path)
+        found = [c for r in (rois if isinstance(rois, list) else [rois]) for c in r.coordinates(multi=True) if len(c) > 2]
+    except (OSError, ValueError, struct.error, IndexError, zipfile.BadZipFile): found = []
+    if not found: raise UserError(f'{path} holds no outlines of ImageJ: save them in its ROI Manager')
+    return [np.asarray(c, float) for c in found]
+
+def filled(
+    outlines:Sequence[np.ndarray],  # from `read_rois`
+    shape:tuple[int,int],  # pixels, y and x
+)->np.ndarray:  # int labels (y, x), 1 for the first; a pixel belongs to the last outline that holds its centre
+    "The pixels within outlines."
+    labels = np.zeros(shape, int)
+    for k, c in enumerate(outlines, 1): labels[draw.polygon(c[:, 1] - .5, c[:, 0] - .5, shape)] = k
+    return labels
+
 # %% ../../nbs/micrographs/01_detection.ipynb #a7770ce0
 class Drawn:
-    "Outlines that a person has drawn or corrected, in place of a `Detector`. Raises `UserError` as `read_labels`."
+    "Outlines that a person has drawn or corrected, in place of a `Detector`. Raises `UserError` as `read_labels` and `read_rois`."
     network = sizes = None
     def __init__(self,
-        path:str|Path,  # a label image, on the micrograph's own pixels
+        path:str|Path,  # a label image, on the micrograph's own pixels, or ImageJ's ROIs (.zip, .roi)
     ):
-        self.path, self.labels = Path(path), read_labels(path)
+        self.path = Path(path)
+        self.rois = read_rois(path) if self.path.suffix.lower() in ('.zip', '.roi') else None
+        self.labels = read_labels(path) if self.rois is None else None
+    def _labels(self, shape, name):  # on the file's pixels
+        if self.rois is not None: return filled(self.rois, shape)
+        if self.labels.shape == shape: return self.labels
+        wrong, right = ('{1} × {0}'.format(*s) for s in (self.labels.shape, shape))
+        raise UserError(f'{self.path} has {wrong} pixels and {name} has {right}: give a label image of the same size')
     def find(self, m:Micrograph)->tuple[np.ndarray,bool]:
         "Labels (y, x), numbered anew from 1; and whether the particles are brighter than the background."
-        if self.labels.shape != (shape := m.pixels or m.image.shape):
-            wrong, right = ('{1} × {0}'.format(*s) for s in (self.labels.shape, shape))
-            raise UserError(f'{self.path} has {wrong} pixels and {m.name} has {right}: give a label image of the same size')
-        labels = segmentation.relabel_sequential(relabelled(self.labels, m.image.shape))[0]
+        own = self._labels(m.pixels or m.image.shape, m.name)
+        labels = segmentation.relabel_sequential(relabelled(own, m.image.shape))[0]
         return labels, bool(labels.any() and np.median(brightness(m.image, labels)) > 0)
     def __call__(self, m:Micrograph)->np.ndarray: return self.find(m)[0]
-    def how(self, m): return f'Particles are those of the label image {self.path.name}.'
+    def how(self, m): return f'Particles are those of {"the label image" if self.rois is None else "the ROIs"} {self.path.name}.'
 
 # %% ../../nbs/micrographs/01_detection.ipynb #2c22a00a
 def _diameters(areas, sampling): return 2*sampling*np.sqrt(areas/np.pi)  # Å, of circles with these areas in pixels

@@ -11,7 +11,7 @@ __all__ = ['DPI', 'PAGE_HEAD', 'CAUTION', 'LEGEND', 'LONGEST', 'class_colors', '
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-import base64, re
+import base64, re, zipfile
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ import tifffile
 from jinja2 import Environment
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from roifile import ImagejRoi
 from scipy import ndimage
 from skimage import measure
 from ..core import NM, PARTICLES, provenance, result_folder, write_json
@@ -336,16 +337,25 @@ def _write_pictures(folder, pictures):  # those that are files of their own
         if 'file' in p: (folder/p['file']).write_bytes(base64.b64decode(p['src'].split(',')[1]))
 
 # %% ../../nbs/micrographs/04_report.ipynb #acc57301
+def _outlines(r):  # of one of skimage's `regionprops`, the outer one first: arrays (point, xy), pixels from the image's corner
+    rings = measure.find_contours(np.pad(r.image, 1), .5)
+    return [c[:, ::-1] - .5 + r.bbox[1::-1] for c in sorted(rings, key=len, reverse=True)]
+
 def _coco(m, labels):  # outlines in COCO's format, pixels
     height, width = labels.shape
     image = dict(id=1, file_name=m.name, width=width, height=height, nm_per_pixel=None if m.pixels else m.sampling/NM)
     def annotation(r):
-        y0, x0, y1, x1 = r.bbox
-        rings = measure.find_contours(np.pad(r.image, 1), .5)
-        outline = [(c[:, ::-1] - .5 + (x0, y0)).round(2).ravel().tolist() for c in rings]
-        box = [int(x0), int(y0), int(x1 - x0), int(y1 - y0)]
-        return dict(id=int(r.label), image_id=1, category_id=1, bbox=box, area=int(r.area), iscrowd=0, segmentation=outline)
+        y0, x0, y1, x1 = map(int, r.bbox)
+        outlines = [c.round(2).ravel().tolist() for c in _outlines(r)]
+        return dict(id=int(r.label), image_id=1, category_id=1, bbox=[x0, y0, x1 - x0, y1 - y0], area=int(r.area), iscrowd=0,
+                    segmentation=outlines)
     return dict(images=[image], categories=[dict(id=1, name='particle')], annotations=[annotation(r) for r in measure.regionprops(labels)])
+
+def _write_rois(path, labels):  # outlines as ImageJ's ROIs, named by their labels
+    with zipfile.ZipFile(path, 'w') as z:
+        for r in measure.regionprops(labels):
+            roi = ImagejRoi.frompoints(_outlines(r)[0].astype(np.float32), name=f'{r.label:04}')
+            z.writestr(zipfile.ZipInfo(f'{r.label:04}.roi'), roi.tobytes())
 
 # %% ../../nbs/micrographs/04_report.ipynb #9fcb6e5b
 def _run_record(m, network, detector, crystals, element, params):  # for run.json
@@ -372,8 +382,8 @@ def write_report(
     crystals:Network|None=None,  # for crystallinity; None: without it
     **params,  # recorded in run.json
 )->pd.DataFrame:  # the particles, positions in the file's pixels
-    """Analyse `m` and write particles.csv, NAME_labels.tif (0 background, 1 … n the table's `label`), particles.coco.json (outlines), overlay.png,
-    confusion.png, curves.png, run.json and report.html into `out`."""
+    """Analyse `m` and write particles.csv, NAME_labels.tif (0 background, 1 … n the table's `label`),
+    particles.coco.json and particles_rois.zip (outlines), overlay.png, confusion.png, curves.png, run.json and report.html into `out`."""
     use_style()
     detector = detector or Detector()
     m, labels, table = _analysed(m, network, detector, element, crystals)
@@ -387,6 +397,7 @@ def write_report(
         table.to_csv(folder/'particles.csv', index=False)
         _write_labels(folder/label_file(m.name), labels, m)
         write_json(folder/'particles.coco.json', _coco(m, labels))
+        _write_rois(folder/'particles_rois.zip', labels)
         _write_pictures(folder, pictures + tests)
         write_json(folder/'run.json', record)
         (folder/'report.html').write_text(page, encoding='utf-8')
