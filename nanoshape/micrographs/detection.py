@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['BLUR', 'TWO_POPULATIONS', 'TILE', 'HALO', 'SLIVER', 'HOLE', 'OUTLINE', 'SCALES', 'SURE', 'KNOWN', 'LARGEST', 'SHARED',
            'RING', 'MAX_ROIS', 'RIGHT', 'blurred', 'segment', 'looks_negative', 'in_tiles', 'pixel_probabilities',
-           'separated', 'find_particles', 'surroundings', 'at_half_darkness', 'brightness', 'find_at_any_size',
-           'Detector', 'default_detector', 'read_labels', 'read_rois', 'filled', 'Drawn', 'compare', 'detection_score']
+           'separated', 'find_particles', 'surroundings', 'at_half_darkness', 'brightness', 'without_other_side',
+           'find_at_any_size', 'Detector', 'default_detector', 'read_labels', 'read_rois', 'filled', 'Drawn', 'compare',
+           'detection_score']
 
 # %% ../../nbs/micrographs/01_detection.ipynb #a4e0a62c
 from collections.abc import Iterable, Sequence
@@ -232,16 +233,22 @@ def brightness(
     return np.array(out)
 
 # %% ../../nbs/micrographs/01_detection.ipynb #7af1bd74
+def without_other_side(
+    image:np.ndarray, labels:np.ndarray,  # (y, x)
+)->tuple[np.ndarray,bool]:  # labels, without those on the other side; whether the others are bright
+    "Particles of one micrograph are all brighter than their surroundings, or all darker: the side with more length of particles is kept."
+    side, area = brightness(image, labels), np.bincount(labels.ravel(), minlength=labels.max() + 1)[1:]
+    bright = bool((np.sign(side)*area**.5).sum() > 0)
+    wrong = np.flatnonzero(side <= 0 if bright else side >= 0) + 1
+    return np.where(np.isin(labels, wrong), 0, labels), bright
+
 def find_at_any_size(
     image:np.ndarray,  # (y, x), bright field or dark field
     network:Network,  # trained on thickness fields
 )->tuple[np.ndarray,bool]:  # int labels (y, x), 0 background, 1 … n particles; whether they are bright
     "The particles that the network finds at any magnification."
     labels = _merged([c for s in _scales(image.shape) for c in _candidates(image, network, s)], image.shape)
-    side, area = brightness(image, labels), np.bincount(labels.ravel(), minlength=labels.max() + 1)[1:]
-    bright = bool((np.sign(side)*area**.5).sum() > 0)
-    wrong = np.flatnonzero(side <= 0 if bright else side >= 0) + 1
-    labels[np.isin(labels, wrong)] = 0
+    labels, bright = without_other_side(image, labels)
     return segmentation.relabel_sequential(labels)[0], bright
 
 # %% ../../nbs/micrographs/01_detection.ipynb #331dbfa1
