@@ -11,7 +11,7 @@ __all__ = ['HELD_OUT', 'MOST', 'NOT_ASKED', 'FIELDS', 'SQUARES', 'FORGOTTEN', 'F
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-import hashlib, shutil
+import hashlib, shutil, warnings
 import numpy as np
 import pandas as pd
 import torch
@@ -203,12 +203,14 @@ def _all_scores(rows):  # of the files' table: images → network → score
 def score_table(
     test:dict,  # of the card
 )->pd.DataFrame:
-    "Before and after, a row each. One image has no interval."
-    def row(s):
+    "Before and after, a row each. One image has no interval; without a right particle there is no ratio of sizes."
+    rows = []
+    for (k, n, s) in ((k, n, s) for k, of in test.items() for n, s in of.items()):
         low, high = s['f1_interval'] if s['images'] > 1 else (None, None)
-        return {k: s[k] for k in ('images', 'particles', 'precision', 'recall', 'f1')} | dict(
-            f1_low=low, f1_high=high, size=s['diameter_right'])
-    return pd.DataFrame({(k, n): row(s) for k, of in test.items() for n, s in of.items()}, dtype=object).T
+        rows.append({'scored on': k, 'network': n} | {c: s[c] for c in ('images', 'particles', 'precision', 'recall', 'f1')}
+                    | dict(f1_low=low, f1_high=high, size_ratio=s['diameter_right']))
+    t = pd.DataFrame(rows).set_index(['scored on', 'network'])
+    return t.astype({c: float for c in t.columns[2:]})
 
 # %% ../../nbs/studies/03_own_detector.ipynb #aebbee24
 FORGETS = .05  # of F1 on simulated fields: a loss that is named; our choice
@@ -268,6 +270,8 @@ def _own_card(start, request, work, rows):
                 recipes=['thickness fields', 'labelled micrographs'], test=_all_scores(rows), other=about)
 
 # %% ../../nbs/studies/03_own_detector.ipynb #a4954604
+def _few(names, most=8): return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
 def _images_of(pairs, request):  # to learn from, and held out
     both = [], []
     for pair, f in zip(pairs, request['files']): both[f['held_out']].append(read_labelled(*pair))
@@ -317,8 +321,9 @@ def own_detector(
 )->Network:
     """The network after training, with its scores in `card.test`; one that is finished is read back. Raises `UserError`
     for whatever a person can mend."""
-    device, out, (pairs, _) = _device(device), Path(out), labelled_files(folder, labels)
+    device, out, (pairs, without) = _device(device), Path(out), labelled_files(folder, labels)
     held, network = held_out(len(pairs), share, seed), _start(start, device)
+    if without: warnings.warn(f'{_few(without)} have no labels and are left out', stacklevel=2)
     files = [_file_row(*p, k in held) for k, p in enumerate(pairs)]
     request = dict(files=files, epochs=epochs, seed=seed, squares=squares, lr=lr, bs=bs, fields=fields, begin=network.fingerprint)
     if not _is_done(out, request): _make(out, network, pairs, request, device, fields, bf16)
