@@ -174,7 +174,7 @@ def test_held_out_images_are_never_trained_on(folder, tmp_path, monkeypatch):
     held = next(f['image'] for f in first.card.other['request']['files'] if f['held_out'])
     assert seen == [{'im0.png', 'im1.png', 'im2.png'} - {held}]
     for k, name in enumerate((held, *sorted(seen[0])[:1])):
-        image, labels = rings(50)
+        image, labels = rings(50 + k)
         Image.fromarray(image).save(folder/name)
         Image.fromarray(labels).save(folder/f'{name[:-4]}_labels.tif')
         again = od.own_detector(folder, tmp_path/f'b{k}.safetensors', **TINY)
@@ -203,7 +203,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(folder, tmp_path, monkeypa
     monkeypatch.setattr(od, 'train', lambda *args, **kw: epochs.append(fit(*args, **kw)) or epochs[-1])
     resumed = od.own_detector(folder, out, **TINY)
     assert resumed.fingerprint == whole.fingerprint != Network.load(kept_network('sizes')).fingerprint
-    assert len(epochs[0].recorder.values) == 1 and resumed.card.log == whole.card.log  # one epoch was left
+    assert sum(map(bool, epochs[0].recorder.values)) == 1 and resumed.card.log['valid_loss'] == whole.card.log['valid_loss']  # one epoch was left
     assert not work.exists()
 
 
@@ -237,11 +237,12 @@ def test_the_card_says_what_was_learned_from(folder, tmp_path):
     assert 'simulated images only' in Detector(kept_network('sizes')).how(Micrograph(m.image, 1., 'im0'))
 
 
+@pytest.mark.slow
 @kept
 def test_rings_are_learned(tmp_path):
     """Bright rings are to be filled: what the kept network does badly, a short training with three images does better."""
-    folder, shares = write(tmp_path/'rings', range(4), n=224), dict(TINY, squares=48, bs=8, epochs=4, fields=1, lr=2e-3)
-    test = od.own_detector(folder, tmp_path/'rings.safetensors', **shares).card.test['held out']
+    folder, settings = write(tmp_path/'rings', range(4)), dict(TINY, squares=24, bs=4, epochs=4, lr=2e-3)
+    test = od.own_detector(folder, tmp_path/'rings.safetensors', **settings).card.test['held out']
     assert test['after']['f1'] > test['before']['f1'] and test['after']['pixel_iou'] > test['before']['pixel_iou']
 
 
