@@ -54,6 +54,7 @@ def _check_different(pairs):  # no image twice, no labels twice
                 raise UserError(f'{seen[what]} and {path.name} are the same image or share labels: leave one of them')
             seen[what] = path.name
 
+# %% ../../nbs/studies/03_own_detector.ipynb #938d9fbd
 def labelled_files(
     folder:str|Path,  # of micrographs
     labels:str|Path|None=None,  # folder of their label images; default: they lie beside the micrographs
@@ -80,7 +81,7 @@ def read_labelled(
 )->Labelled:
     "Both files. Raises `UserError` where they do not fit."
     name = Path(path).name
-    if frame_count(path) > 1: raise UserError(f'{name} is a movie: save the frame that is labelled as a file of its own')
+    if frame_count(path) > 1: raise UserError(f'{name} is a movie: save the labelled frame as a file of its own')
     m = read(path, None if header_sampling(path) else 1., scanned=True)
     if not scales_of(m.image.shape): raise UserError(f'{name} is too small: give images of at least 48 × 48 pixels')
     return Labelled(name, m.image, measure.label(Drawn(label).find(m)[0]))
@@ -105,6 +106,7 @@ MOST = .5  # share of an image's particles that a scale must bring to a known si
 def _diameters(labels): return np.array([r.equivalent_diameter_area for r in measure.regionprops(labels)])  # pixels
 def _known(diameters): return (diameters >= KNOWN[0]) & (diameters <= KNOWN[1])
 
+# %% ../../nbs/studies/03_own_detector.ipynb #3378fd3c
 def training_scales(m:Labelled)->list[float]:
     "The scales at which the network learns from an image; all of them if it holds no particle."
     d, scales = _diameters(m.labels), scales_of(m.image.shape)
@@ -176,8 +178,8 @@ def own_loaders(
         raise UserError('the images to learn from hold no labelled particle of a size that the network knows')
     train = MixedLoader(views, squares, FIELDS + seed, bs, shuffle=True, drop_last=squares > bs, device=device)
     dls = DataLoaders(train, thickness_loaders(bs, watch, seed, bs=bs, device=device).valid)
-    seen = hashlib.sha256(b''.join(labels.tobytes() + x.numpy().tobytes() for v in views for x, labels in v)).hexdigest()
-    dls.vocab, dls.about = list(CHANNELS), f'{seen[:12]} {squares} {watch} {seed} {bs} {CHOICES}'
+    seen = hashlib.sha256(b''.join(x.numpy().tobytes() + labels.tobytes() for v in views for x, labels in v))
+    dls.vocab, dls.about = list(CHANNELS), f'{seen.hexdigest()[:12]} {squares} {watch} {seed} {bs} {CHOICES}'
     return dls
 
 # %% ../../nbs/studies/03_own_detector.ipynb #bd66814b
@@ -187,6 +189,7 @@ def simulated(n:int)->list[Labelled]:
     "Thickness fields that no training sees."
     return [Labelled(f'simulated field {i}', *thickness_field(FORGOTTEN, i)[:2]) for i in range(n)]
 
+# %% ../../nbs/studies/03_own_detector.ipynb #b6027dd7
 def scored(
     network:Network,
     images:Sequence[Labelled],
@@ -200,6 +203,7 @@ def _all_scores(rows):  # of the files' table: images → network → score
     return {k: {n: detection_score(r.drop(columns=['images', 'network', 'file']).to_dict('records'))
                 for n, r in t.groupby('network', sort=False)} for k, t in rows.groupby('images', sort=False)}
 
+# %% ../../nbs/studies/03_own_detector.ipynb #4d5251d1
 def score_table(
     test:dict,  # of the card
 )->pd.DataFrame:
@@ -207,7 +211,8 @@ def score_table(
     rows = []
     for (k, n, s) in ((k, n, s) for k, of in test.items() for n, s in of.items()):
         low, high = s['f1_interval'] if s['images'] > 1 else (None, None)
-        rows.append({'scored on': k, 'network': n} | {c: s[c] for c in ('images', 'particles', 'precision', 'recall', 'f1')}
+        rows.append({'scored on': k, 'network': n}
+                    | {c: s[c] for c in ('images', 'particles', 'precision', 'recall', 'f1')}
                     | dict(f1_low=low, f1_high=high, size_ratio=s['diameter_right']))
     t = pd.DataFrame(rows).set_index(['scored on', 'network'])
     return t.astype({c: float for c in t.columns[2:]})
@@ -229,11 +234,14 @@ def verdict(
 
 # %% ../../nbs/studies/03_own_detector.ipynb #cc1697e4
 def _file_row(path, label, held):
-    return dict(image=path.name, image_sha256=checksum(path), labels=label.name, labels_sha256=checksum(label), held_out=held)
+    return dict(image=path.name, image_sha256=checksum(path), labels=label.name, labels_sha256=checksum(label),
+                held_out=held)
 
 def _beside(out):  # files that are written, and the folder of an unfinished training
-    return [out, out.with_suffix('.json'), out.with_name(f'{out.stem}_scores.csv')], out.with_name(f'{out.stem}_training')
+    named = lambda end: out.with_name(out.stem + end)
+    return [out, named('.json'), named('_scores.csv')], named('_training')
 
+# %% ../../nbs/studies/03_own_detector.ipynb #3f69e135
 def _or_none(f, *args):
     try: return f(*args)
     except UserError: return None
@@ -248,7 +256,8 @@ def _claim(out, request):  # → the folder of the training; refuses to take any
     if out.suffix != '.safetensors': raise UserError(f'{out} must end in .safetensors: choose another name with --out')
     mine = _or_none(read_json, work/'request.json') == request
     if work.exists() and not mine:
-        raise UserError(f'{work} holds an unfinished training with other data or settings: delete it, or choose another --out')
+        raise UserError(f'{work} holds an unfinished training with other data or settings: delete it, or choose '
+                        'another --out')
     if not mine and (there := [p for p in files if p.exists()]):
         raise UserError(f'{there[0]} exists and was made otherwise: delete it, or choose another name with --out')
     work.mkdir(parents=True, exist_ok=True)
@@ -263,6 +272,7 @@ def _start(path, device):  # the network that training goes on from
     if network.classes == CHANNELS and network.card.any_pixel: return network
     raise UserError(f'{path} is no network that finds particles at any pixel size')
 
+# %% ../../nbs/studies/03_own_detector.ipynb #749c7ec3
 def _own_card(start, request, work, rows):
     n = sum(not f['held_out'] for f in request['files'])
     about = dict(labelled_images=n, request=request, seed=request['seed'], licence=LICENCE, **provenance())
@@ -279,6 +289,7 @@ def _images_of(pairs, request):  # to learn from, and held out
         raise UserError('the held-out images hold no labelled particle: draw others with another --seed')
     return both
 
+# %% ../../nbs/studies/03_own_detector.ipynb #0049cf29
 def _further(start, learn_from, r, work, device, bf16):  # the network after training
     dls = own_loaders(learn_from, r['squares'], r['seed'], r['bs'], device)
     learn = train(dls, start.card.arch, r['epochs'], r['lr'], r['seed'], work/'log.csv', bf16, work/'state.pt', keep=True,
@@ -303,7 +314,7 @@ def _make(out, start, pairs, request, device, fields, bf16):  # train, score, wr
 def _device(name):
     if name is None: return default_device()
     try: return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError): raise UserError(f'there is no device {name}: name cpu, cuda or cuda:1') from None
+    except (RuntimeError, AssertionError): raise UserError(f'there is no device {name}: try cpu or cuda') from None
 
 # %% ../../nbs/studies/03_own_detector.ipynb #6ab74506
 def own_detector(
@@ -325,6 +336,7 @@ def own_detector(
     held, network = held_out(len(pairs), share, seed), _start(start, device)
     if without: warnings.warn(f'{_few(without)} have no labels and are left out', stacklevel=2)
     files = [_file_row(*p, k in held) for k, p in enumerate(pairs)]
-    request = dict(files=files, epochs=epochs, seed=seed, squares=squares, lr=lr, bs=bs, fields=fields, begin=network.fingerprint)
+    request = dict(files=files, epochs=epochs, seed=seed, squares=squares, lr=lr, bs=bs, fields=fields,
+                   begin=network.fingerprint)
     if not _is_done(out, request): _make(out, network, pairs, request, device, fields, bf16)
     return Network.load(out)
