@@ -335,7 +335,7 @@ def _train_detector_command(sub):
     t.add_argument('--labels', metavar='FOLDER', help='label images of the same names, TIFF or PNG, or a result of '
                                                       'nanoshape analyse (default: beside the micrographs)')
     t.add_argument('--epochs', type=_count, default=10,
-                   help='of 400 squares (default: 10, which take about ten minutes on 2 cores)')
+                   help='of 400 squares (default: 10, which take about a quarter of an hour on 2 cores)')
     t.add_argument('--held-out', type=_decimal, default=.25, metavar='SHARE',
                    help='of the images, for the score; at least one (default: 0.25)')
     t.add_argument('--seed', type=_whole, default=0, help='of what is held out and of the training (default: 0)')

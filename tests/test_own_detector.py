@@ -287,5 +287,5 @@ def test_the_command_prints_scores_and_names_what_is_left_out(folder, tmp_path, 
     monkeypatch.setattr(od, 'own_detector', lambda folder, out, labels, epochs, share, seed, device: own(folder, out, labels, **TINY))
     (folder/'im2_labels.tif').unlink()
     done = nanoshape('train-detector', folder, '--out', tmp_path/'my.safetensors', '--epochs', 1)
-    assert done.returncode == 0 and 'im2.png have no labels' in done.stderr
+    assert done.returncode == 0 and 'left out: im2.png' in done.stderr
     assert all(w in done.stdout for w in ('held out', 'simulated', 'before', 'after', 'F1', '--detector', 'not independent'))

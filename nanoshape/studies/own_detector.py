@@ -334,7 +334,7 @@ def own_detector(
     for whatever a person can mend."""
     device, out, (pairs, without) = _device(device), Path(out), labelled_files(folder, labels)
     held, network = held_out(len(pairs), share, seed), _start(start, device)
-    if without: warnings.warn(f'{_few(without)} have no labels and are left out', stacklevel=2)
+    if without: warnings.warn(f'without labels, and left out: {_few(without)}', stacklevel=2)
     files = [_file_row(*p, k in held) for k, p in enumerate(pairs)]
     request = dict(files=files, epochs=epochs, seed=seed, squares=squares, lr=lr, bs=bs, fields=fields,
                    begin=network.fingerprint)
