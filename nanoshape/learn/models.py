@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WIDTHS', 'ARCHITECTURES', 'cnn', 'resnet', 'Channels', 'outline_net', 'Spectrum', 'Together', 'spectrum_net', 'unet',
-           'LocalContrast', 'local_unet', 'Resize', 'build']
+           'LocalContrast', 'local_unet', 'Resize', 'build', 'weights_name']
 
 # %% ../../nbs/learn/00_models.ipynb #b969f8eb
 from functools import partial
+import hashlib
 
 import torch
 import torchvision
@@ -197,3 +198,10 @@ def build(
             raise UserError(f'{name}@{px}: behind @ stands a width from 16 to 4096 pixels')
     net = ARCHITECTURES[name](n_classes)
     return nn.Sequential(*(Resize(int(px)) for px in widths), net) if widths else net
+
+# %% ../../nbs/learn/00_models.ipynb #1eb7f7bc
+def weights_name(module:nn.Module)->str:  # twelve hexadecimal digits
+    "A short name of the weights."
+    h = hashlib.sha256()
+    for v in module.state_dict().values(): h.update(v.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()[:12]

@@ -10,7 +10,6 @@ __all__ = ['NEEDED', 'COARSE', 'FOCUS_MARGIN', 'ENERGY_MARGIN', 'LICENCE', 'Card
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-import hashlib
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -21,7 +20,7 @@ from ..core import UserError, read_json, whole_file, write_json
 from ..datasets.recipes import bounds, check_spread
 from ..datasets.batches import cut_out, network_input
 from .evaluate import logits
-from .models import build
+from .models import build, weights_name
 
 # %% ../../nbs/learn/03_network.ipynb #6f434c48
 def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e100
@@ -312,6 +311,4 @@ def settings(self:Network)->dict:
 @patch(as_prop=True)
 def fingerprint(self:Network)->str:
     "A short name of the weights."
-    h = hashlib.sha256()
-    for v in self.module.state_dict().values(): h.update(v.detach().cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()[:12]
+    return weights_name(self.module)

@@ -19,7 +19,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from torch import nn
 from ..core import seed_everything, UserError, whole_file
-from .models import build
+from .models import build, weights_name
 
 # %% ../../nbs/learn/01_train.ipynb #07223de4
 class Autocast(Callback):
@@ -154,12 +154,18 @@ def _precision(learn, asked=None):  # whether to compute in bfloat16: as asked, 
     return learn.checkpoint.bf16
 
 # %% ../../nbs/learn/01_train.ipynb #8c9fa910
-def _asked(dls, patience, **settings):
-    return dict(settings, data=getattr(dls, 'about', len(dls.train_ds)), **({'patience': patience} if patience else {}))
+def _asked(dls, patience, begin=None, **settings):
+    more = dict(patience=patience or None, begin=None if begin is None else weights_name(begin))
+    return dict(settings, data=getattr(dls, 'about', len(dls.train_ds)), **{k: v for k, v in more.items() if v})
 
 # %% ../../nbs/learn/01_train.ipynb #7495754b
 def _callbacks(log, checkpoint, asked, average, patience):
     return [Average()]*average + [Checkpoint(log, checkpoint, asked)] + [Patience(patience)]*bool(patience)
+
+def _begun(arch, n_classes, begin):  # a new network, with the weights of another one that it is to go on from
+    model = build(arch, n_classes)
+    if begin is not None: model.load_state_dict(begin.state_dict())
+    return model
 
 # %% ../../nbs/learn/01_train.ipynb #b9476ea4
 def train(
@@ -176,11 +182,12 @@ def train(
     loss:Callable|None=None,  # default: cross-entropy
     metric:Callable=accuracy,
     patience:int|None=None,  # epochs without a lower validation loss, after which it ends early
+    begin:nn.Module|None=None,  # a trained network of this architecture, whose training goes on
 )->Learner:
     "A trained `Learner`. Raises `UserError` for a checkpoint of another training."
-    asked = _asked(dls, patience, arch=arch, epochs=epochs, lr=lr, seed=seed)
+    asked = _asked(dls, patience, begin, arch=arch, epochs=epochs, lr=lr, seed=seed)
     seed_everything(seed)
-    model = build(arch, len(dls.vocab)).to(dls.train.device, memory_format=torch.channels_last)
+    model = _begun(arch, len(dls.vocab), begin).to(dls.train.device, memory_format=torch.channels_last)
     learn = Learner(dls, model, loss_func=loss or CrossEntropyLossFlat(), metrics=metric,
                     cbs=_callbacks(log, checkpoint, asked, average, patience))
     start = _resume(learn, checkpoint) if checkpoint and Path(checkpoint).is_file() else 0

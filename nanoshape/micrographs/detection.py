@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BLUR', 'TWO_POPULATIONS', 'TILE', 'HALO', 'SLIVER', 'HOLE', 'OUTLINE', 'SCALES', 'SURE', 'KNOWN', 'LARGEST', 'SHARED',
            'RING', 'MAX_ROIS', 'RIGHT', 'blurred', 'segment', 'looks_negative', 'in_tiles', 'pixel_probabilities',
-           'separated', 'find_particles', 'surroundings', 'at_half_darkness', 'brightness', 'without_other_side',
-           'find_at_any_size', 'Detector', 'default_detector', 'read_labels', 'read_rois', 'filled', 'Drawn', 'compare',
-           'detection_score']
+           'separated', 'find_particles', 'surroundings', 'at_half_darkness', 'scales_of', 'brightness',
+           'without_other_side', 'find_at_any_size', 'Detector', 'default_detector', 'read_labels', 'read_rois',
+           'filled', 'Drawn', 'compare', 'detection_score']
 
 # %% ../../nbs/micrographs/01_detection.ipynb #a4e0a62c
 from collections.abc import Iterable, Sequence
@@ -176,7 +176,8 @@ SURE = .7  # least score of a particle; our choice, as the scales, after trials 
 KNOWN = 5., 110.  # pixels, diameters that the network knows
 LARGEST = 2600  # pixels along a side that are looked at: larger micrographs begin at a coarser scale
 
-def _scales(shape):  # at which an image is looked at
+def scales_of(shape:tuple[int,int])->list[float]:
+    "The scales at which an image of so many pixels is looked at."
     return [s for s in SCALES if 48 <= min(shape)*s and max(shape)*s <= LARGEST]
 
 @dataclass
@@ -247,7 +248,7 @@ def find_at_any_size(
     network:Network,  # trained on thickness fields
 )->tuple[np.ndarray,bool]:  # int labels (y, x), 0 background, 1 … n particles; whether they are bright
     "The particles that the network finds at any magnification."
-    labels = _merged([c for s in _scales(image.shape) for c in _candidates(image, network, s)], image.shape)
+    labels = _merged([c for s in scales_of(image.shape) for c in _candidates(image, network, s)], image.shape)
     labels, bright = without_other_side(image, labels)
     return segmentation.relabel_sequential(labels)[0], bright
 
@@ -279,13 +280,18 @@ def find(self:Detector, m:Micrograph)->tuple[np.ndarray,bool]:
     if not bright and self._uses_network(m): return find_particles(m, self.network), False
     return (segment(m), False) if labels is None else (labels, bright)
 
+def _learned_from(network):  # the end of a sentence
+    n = network.card.other.get('labelled_images')
+    return f'simulated images and on {n} micrographs that a person labelled' if n else 'simulated images only'
+
 @patch
 def how(self:Detector, m:Micrograph)->str:
     "One sentence for a report."
     if self._uses_network(m):
         return 'Particles were found by a network that has been trained on simulated micrographs only.'
     side = 'brighter' if m.bright else 'darker'
-    if self.sizes: return f'Particles, {side} than their surroundings, were found by a network that has been trained on simulated images only.'
+    if self.sizes:
+        return f'Particles, {side} than their surroundings, were found by a network that has been trained on {_learned_from(self.sizes)}.'
     why = f': {m.sampling/NM:.3g} nm per pixel are too coarse for the network' if self.network is not None else ''
     return f'Particles were found by their darkness{why}.'
 
