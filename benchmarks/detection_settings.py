@@ -42,7 +42,8 @@ def main():
     for (name, sure), c in counts.items():
         for mode in ('bright field', 'dark field', 'all'):
             s = detection.detection_score([r for r in c if mode in ('all', r['mode'])])
-            rows.append(dict(scales=name, sure=sure, mode=mode, **{k: s[k] for k in ('images', 'precision', 'recall', 'f1', 'f1_interval', 'diameter')}))
+            kept = {k: s[k] for k in ('images', 'precision', 'recall', 'f1', 'f1_interval', 'diameter')}
+            rows.append(dict(scales=name, sure=sure, mode=mode, **kept))
     t = pd.DataFrame(rows)
     t.assign(**provenance()).to_csv(a.out, index=False)
     print(t[t['mode'] == 'all'].pivot(index='scales', columns='sure', values='f1').round(3).to_string())

@@ -116,7 +116,8 @@ def ceria(name, right, folder, data):
     if status: return row | dict(agrees='refuse' in right)
     columns = pd.read_csv(out/'columns.csv')
     height = pd.to_numeric(columns.get('height', columns.get('atoms')), errors='coerce')
-    return row | dict(found=len(columns), mean_height=round(float(height.mean()), 2), agrees=bool(abs(height.mean() - 4.9) < .5 and 'refuse' not in right))
+    mean = float(height.mean())
+    return row | dict(found=len(columns), mean_height=round(mean, 2), agrees=abs(mean - 4.9) < .5 and 'refuse' not in right)
 
 
 def structures(folder, data):
