@@ -98,7 +98,7 @@ def _analyse_folder(a, out):
     from nanoshape.micrographs.survey import micrograph_files, summarise_folder, survey
     from nanoshape.learn.defaults import default_shape_network
     particles, failed = survey(a.image, default_shape_network(a.model), out, **_helpers(a), element=_element(a),
-                               **_options(a))
+                               workers=a.workers, **_options(a))
     print(summarise_folder(particles, sum(f.name not in failed for f in micrograph_files(a.image)), len(failed)))
     print(f'Results: {out}/report.html (and particles.csv, particles.parquet, a folder for each file)')
     for name, why in failed.items(): print(f'nanoshape: {why if name in why else f"{name}: {why}"}', file=sys.stderr)
@@ -303,6 +303,7 @@ def _analyse_command(sub):
                         'else that of the network, gold; the report says so)')
     s.add_argument('--model', metavar='FILE', help="a model file, …safetensors (default: data/models/, else the "
                                                    "demo's)")
+    s.add_argument('--workers', type=_count, metavar='N', help='of a folder: files at a time (default: one for each core)')
     s.set_defaults(run=analyse); _image_options(s); _number_option(s)
 
 # %% ../nbs/02_cli.ipynb #30e5ef23

@@ -8,13 +8,20 @@ __all__ = ['ONE_MAGNIFICATION', 'REACH', 'QUESTIONS', 'micrograph_files', 'pixel
 
 # %% ../../nbs/micrographs/05_survey.ipynb #b2529f83
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from functools import partial
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from urllib.parse import quote
-import errno
+import errno, os, pickle, shutil, signal, warnings
 
 import numpy as np
 import pandas as pd
 import matplotlib.pyplot as plt
+import torch
 from jinja2 import Environment
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import linear_sum_assignment
@@ -198,15 +205,104 @@ def _file_particles(path, out, options, settings, write):  # → table of all fr
     return t, failed
 
 # %% ../../nbs/micrographs/05_survey.ipynb #4f5b5fbe
-def _analysed_files(files, out, options, settings, write):  # → file → table; file or frame that failed → why
+def _one_file(path, out, options, settings, write):  # → table, or None; file or frame that failed → why
+    try: return _file_particles(path, out, options, settings, write)
+    except Exception as e:
+        if _stops_all(e): raise
+        return None, {_printable_name(path): _why(e)}
+
+# %% ../../nbs/micrographs/05_survey.ipynb #d79ac859
+def _start_worker():  # in a worker: one thread, and an end that comes with the parent's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    follow = lambda: (parent_process().join(), os.kill(os.getpid(), signal.SIGTERM))
+    Thread(target=follow, daemon=True).start()
+    torch.set_num_threads(1)
+
+# %% ../../nbs/micrographs/05_survey.ipynb #879a968e
+def _heard(analyse, file):  # → its result, or the error that stops all; and the warnings for a person
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter('ignore')
+        warnings.simplefilter('always', UserWarning)
+        try: result = analyse(file)
+        except Exception as e: result = e
+    return result, [str(w.message) for w in heard if w.category is UserWarning]
+
+def _serve_files(pipe, job):  # what a worker runs: a file comes in, what `_heard` gives goes out
+    _start_worker()
+    analyse = pickle.loads(job)
+    with suppress(EOFError, OSError, KeyboardInterrupt):  # the other side has gone, or wants this one to end
+        while True: pipe.send(_heard(analyse, pipe.recv()))
+
+# %% ../../nbs/micrographs/05_survey.ipynb #66d08f9b
+class _Worker:
+    "A process that analyses files, one after the other; another is started if it has died."
+    def __init__(self, job, out): self.job, self.out, self.process = job, out, None
+    def _start(self):
+        context = get_context('spawn')  # a fork would copy threads' locks, but not the threads
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve_files, args=(theirs, self.job), daemon=True)
+        self.process.start()
+        theirs.close()
+    def __call__(self, file):  # as `_heard`
+        if not self.process: self._start()
+        try:
+            self.pipe.send(file)
+            return self.pipe.recv()
+        except (EOFError, OSError): return (None, {_printable_name(file): self._lost()}), []
+    def _lost(self):  # why there is no result
+        code = self.end()
+        how = f' by signal {-code}' if code < 0 else ''
+        return f'the process that analysed it was ended{how}: is there enough memory? Try again with --workers 1'
+    def end(self):  # → exit status
+        process, self.process = self.process, None
+        if not process: return 0
+        process.terminate()
+        process.join(10)
+        process.kill(); process.join()
+        for left in self.out.rglob(f'.*.{process.pid}-*.tmp'): shutil.rmtree(left, ignore_errors=True)
+        return process.exitcode
+
+# %% ../../nbs/micrographs/05_survey.ipynb #25d9903b
+def _ask(idle, file):  # the next worker that has nothing to do
+    worker = idle.get()
+    try: return worker(file)
+    finally: idle.put(worker)
+
+def _on_workers(analyse, files, n, out):  # yields what `analyse` gives for each file, in their order
+    idle, workers = SimpleQueue(), [_Worker(pickle.dumps(analyse), out) for _ in range(n)]
+    for w in workers: idle.put(w)
+    with ThreadPoolExecutor(n) as pool:  # a thread waits for each worker
+        futures = [pool.submit(_ask, idle, f) for f in files]
+        try: yield from (f.result() for f in futures)
+        finally:
+            for f in futures: f.cancel()
+            for w in workers: w.end()
+
+# %% ../../nbs/micrographs/05_survey.ipynb #299194ad
+def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()  # for us
+
+def _told(answer):  # what a worker gave, as if it had happened here
+    result, heard = answer
+    for text in heard: warnings.warn(text)
+    if isinstance(result, Exception): raise result
+    return result
+
+def _results(analyse, todo, files, workers, out):  # yields what `analyse` gives for each file; `todo`: not done yet
+    n = min(_cores() if workers is None else workers, len(todo))
+    if n < 2: yield from map(analyse, files); return
+    with closing(_on_workers(analyse, todo, n, out)) as answers:
+        for f in files: yield _told(next(answers)) if f in todo else analyse(f)
+
+# %% ../../nbs/micrographs/05_survey.ipynb #c5c32c45
+def _analysed_files(files, out, options, settings, write, workers):  # → file → table; file or frame that failed → why
+    analyse = partial(_one_file, out=out, options=options, settings=settings, write=write)
+    todo = dict.fromkeys(f for f in files if not _is_done(out/f.name, _request(f, options, settings)))
     tables, failed = {}, {}
-    for f in tqdm(files, desc='micrographs', unit='file'):
-        name = _printable_name(f)
-        try: tables[name], bad = _file_particles(f, out, options, settings, write)
-        except Exception as e:
-            if _stops_all(e): raise
-            bad = {name: _why(e)}
-        failed |= bad
+    with closing(_results(analyse, todo, files, workers, out)) as results:
+        for f, (table, bad) in zip(files, tqdm(results, 'micrographs', len(files), unit='file')):
+            if table is not None: tables[_printable_name(f)] = table
+            failed |= bad
     return tables, failed
 
 # %% ../../nbs/micrographs/05_survey.ipynb #fd1df2dd
@@ -379,6 +475,8 @@ def _questions(network, crystals):  # column → possible answers
     return questions
 
 # %% ../../nbs/micrographs/05_survey.ipynb #724f9479
+def _write(m, folder, request, **how): return write_report(m, out=folder, asked=request, **how)  # what workers get
+
 def survey(
     path:str|Path,  # a folder of micrographs, or one
     network:Network,  # for shapes
@@ -387,6 +485,7 @@ def survey(
     detector:Detector|None=None,  # default: by darkness
     element:str|None=None,  # of the lattice that is looked for; default: that of the network's training
     crystals:Network|None=None,  # as for `write_report`
+    workers:int|None=0,  # processes; None: one for each core. 0: this process
     **options,  # of `read`
 )->tuple[pd.DataFrame,dict[str,str]]:  # all particles, with `file`, `frame` and `track`; what failed → why
     """Analyse every micrograph; then write particles.csv and .parquet, shapes.csv (with `crystals`: crystallinity.csv),
@@ -395,8 +494,8 @@ def survey(
     files, out, detector = micrograph_files(path), Path(out), detector or Detector()
     start_results(out, 'survey.json', SURVEY, dict(path=str(Path(path).resolve())))
     settings = _settings(network, detector, element, crystals)
-    def write(m, folder, request): write_report(m, network, folder, notes, detector, element, crystals, asked=request)
-    tables, failed = _analysed_files(files, out, options, settings, write)
+    write = partial(_write, network=network, notes=notes, detector=detector, element=element, crystals=crystals)
+    tables, failed = _analysed_files(files, out, options, settings, write, workers)
     particles = _joined(tables)
     _write_survey(out, path, particles, tables, failed, _questions(network, crystals), notes)
     return particles, failed
