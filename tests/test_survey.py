@@ -3,13 +3,19 @@ import errno
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import parent_process
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
 import torch
-from conftest import stand_in
+from conftest import stand_in, wait_for
 from dm import write_dm
 from PIL import Image
 
@@ -18,6 +24,7 @@ from nanoshape.core import UserError
 from nanoshape.learn.models import build
 from nanoshape.learn.network import Card, Network
 from nanoshape.micrographs import survey as room
+from nanoshape.micrographs.detection import Detector
 from nanoshape.micrographs.survey import (answer_counts, one_row_per_particle, lognormal_fit, micrograph_files, pixel_size,
                                           survey, tracks)
 
@@ -282,3 +289,61 @@ def test_where_nothing_can_be_read_there_is_a_sentence_and_an_empty_table(tmp_pa
     tifffile.imwrite(tmp_path/'m.tif', stack, imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
     with pytest.raises(UserError, match='fringes of two kinds'):
         pixel_size(tmp_path/'m.tif')
+
+
+class Odd(Detector):
+    "Fails on 0.png, ends its process on 1.png, and takes its time with others where it is told to."
+    def __init__(self, naps=None, out=None):
+        super().__init__()
+        self.naps, self.out = naps, out
+    def find(self, m):
+        if self.naps:
+            (self.naps/f'{os.getpid()}.pid').write_text('')
+            time.sleep(100)
+        if m.name == '0.png': raise ZeroDivisionError('division by zero')
+        if m.name == '1.png':
+            (self.out/f'.1.png.{os.getpid()}-abcd.tmp').mkdir(parents=True)  # as `result_folder` names them
+            if parent_process(): os.kill(os.getpid(), signal.SIGKILL)
+        return super().find(m)
+
+
+def results(out):
+    return {p.relative_to(out): p.read_bytes() for p in sorted(out.rglob('*')) if p.suffix in ('.csv', '.tif', '.parquet')}
+
+
+def test_workers_give_what_one_process_gives(folder, tmp_path):
+    (folder/'bad.tif').rename(folder/'0bad.tif')
+    one, failed = survey(folder, coin(), tmp_path/'one', sampling=.6)
+    many, failed_too = survey(folder, coin(), tmp_path/'many', sampling=.6, workers=2)
+    assert many.equals(one) and failed_too == failed and [*failed] == ['0bad.tif']
+    assert many.file.drop_duplicates().tolist() == ['0.png', '1.png', 'a.dm3']
+    assert results(tmp_path/'many') == results(tmp_path/'one') and len(results(tmp_path/'one')) == 9
+    before = stamps(tmp_path/'many')
+    again, _ = survey(folder, coin(), tmp_path/'many', sampling=.6, workers=2)
+    assert again.equals(one) and stamps(tmp_path/'many') == before
+
+
+def test_a_worker_that_fails_or_dies_costs_one_file(folder, tmp_path):
+    particles, failed = survey(folder, coin(), tmp_path/'out', detector=Odd(out=tmp_path/'out'), sampling=.6, workers=2)
+    assert particles.file.unique().tolist() == ['a.dm3'] and [*failed] == ['0.png', '1.png', 'bad.tif']
+    assert 'ZeroDivisionError' in failed['0.png'] and 'signal 9' in failed['1.png'] and 'damaged' in failed['bad.tif']
+    assert not [*(tmp_path/'out').rglob('.*.tmp')] and failed['1.png'] in (tmp_path/'out/report.html').read_text()
+
+
+def alive(pid):
+    try: return 'Z' not in Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1]
+    except OSError: return False
+
+
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL], ids=['stopped', 'killed'])
+def test_workers_end_with_their_parent(folder, tmp_path, how):
+    code = ('import sys; sys.path.insert(0, sys.argv[1]); from test_survey import *\n'
+            "survey(sys.argv[2], coin(), sys.argv[3], detector=Odd(Path(sys.argv[4])), sampling=.6, workers=2)")
+    process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, Path(__file__).parent, folder, tmp_path/'out', tmp_path],
+                               stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len([*tmp_path.glob('*.pid')]) == 2)
+    process.send_signal(how)
+    words = process.communicate(timeout=60)[1]
+    assert process.returncode and ('KeyboardInterrupt' in words) == (how == signal.SIGINT) and words.count('Traceback') < 2
+    wait_for(lambda: not any(alive(p.stem) for p in tmp_path.glob('*.pid')), 30)
+    assert not [*(tmp_path/'out').rglob('.*.tmp')]

@@ -11,7 +11,7 @@ __all__ = ['DPI', 'PAGE_HEAD', 'CAUTION', 'LEGEND', 'LONGEST', 'class_colors', '
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-import base64, re
+import base64, json, re
 
 import numpy as np
 import pandas as pd
@@ -153,14 +153,17 @@ def _curves_picture(card):  # for `html_page`
                 alt='training and validation loss and accuracy against epoch')
 
 # %% ../../nbs/micrographs/04_report.ipynb #da1b84f3
+_drawn = {}  # test and log of a card, as text → pictures: a folder's images have the same network
+
 def network_pictures(
     card:Card,  # its `test` and `log` are shown, where it has them
 )->list[dict]:
     "Confusion matrix and learning curves of a network, as pictures for `html_page`."
-    pictures = []
-    if card.test: pictures.append(_confusion_picture(card.test))
-    if card.log: pictures.append(_curves_picture(card))
-    return pictures
+    key = json.dumps([card.classes, card.test, card.log])
+    if key not in _drawn:
+        pictures = [_confusion_picture(card.test)] if card.test else []
+        _drawn[key] = pictures + ([_curves_picture(card)] if card.log else [])
+    return _drawn[key]
 
 # %% ../../nbs/micrographs/04_report.ipynb #8d2deb24
 def _counts_text(values): return ', '.join(f'{n} {v}' for v, n in values.value_counts().items())

@@ -21,11 +21,10 @@ import errno, os, pickle, shutil, signal, warnings
 import numpy as np
 import pandas as pd
 import matplotlib.pyplot as plt
+import scipy  # its parts are imported as they are used
 import torch
 from jinja2 import Environment
 from matplotlib.ticker import MaxNLocator
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import norm
 from tqdm import tqdm
 from ..core import NM, SURVEY, UserError, provenance, read_json, result_folder, start_results, write_json
 from .detection import Detector
@@ -100,7 +99,7 @@ def _positions(rows): return rows[['x_nm', 'y_nm']].to_numpy(float), rows.equiva
 
 def _matches(at, d, at_before, d_before):  # pairs (row now, row in the frame before)
     step = np.linalg.norm(at[:, None] - at_before[None], axis=2)/(d[:, None] + d_before[None])*2  # in diameters
-    return [(i, j) for i, j in zip(*linear_sum_assignment(np.minimum(step, 2*REACH))) if step[i, j] < REACH]
+    return [(i, j) for i, j in zip(*scipy.optimize.linear_sum_assignment(np.minimum(step, 2*REACH))) if step[i, j] < REACH]
 
 # %% ../../nbs/micrographs/05_survey.ipynb #6a75cebc
 def _continued(rows, before):  # each row's track: that of its match in the frame before, -1 where a new one begins
@@ -230,7 +229,7 @@ def _heard(analyse, file):  # → its result, or the error that stops all; and t
 
 def _serve_files(pipe, job):  # what a worker runs: a file comes in, what `_heard` gives goes out
     _start_worker()
-    analyse = pickle.loads(job)
+    analyse = pickle.loads(job)  # noqa: S301 (from the parent)
     with suppress(EOFError, OSError, KeyboardInterrupt):  # the other side has gone, or wants this one to end
         while True: pipe.send(_heard(analyse, pipe.recv()))
 
@@ -284,7 +283,7 @@ def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffin
 
 def _told(answer):  # what a worker gave, as if it had happened here
     result, heard = answer
-    for text in heard: warnings.warn(text)
+    for text in heard: warnings.warn(text, stacklevel=2)
     if isinstance(result, Exception): raise result
     return result
 
@@ -319,7 +318,7 @@ def lognormal_fit(
 # %% ../../nbs/micrographs/05_survey.ipynb #083a236e
 def _plot_fit(ax, fit, n, edges):  # the log-normal curve over a histogram of n particles with these edges
     x = np.linspace(edges[0], edges[-1], 200)
-    curve = n*(edges[1] - edges[0])*norm.pdf(np.log(x), np.log(fit['median']), fit['sigma'])/x
+    curve = n*(edges[1] - edges[0])*scipy.stats.norm.pdf(np.log(x), np.log(fit['median']), fit['sigma'])/x
     ax.plot(x, curve, color=PALETTE[4], label=f'log-normal: median {fit["median"]:.2f} nm, σ {fit["sigma"]:.2f}')
     ax.legend(fontsize=7)
 
