@@ -347,3 +347,18 @@ def test_workers_end_with_their_parent(folder, tmp_path, how):
     assert process.returncode and ('KeyboardInterrupt' in words) == (how == signal.SIGINT) and words.count('Traceback') < 2
     wait_for(lambda: not any(alive(p.stem) for p in tmp_path.glob('*.pid')), 30)
     assert not [*(tmp_path/'out').rglob('.*.tmp')]
+
+
+def test_a_folder_of_few_particles_an_image_with_one_answer_for_all_is_not_believed(tmp_path, grey):
+    (tmp_path/'session').mkdir()
+    for k in range(6): Image.fromarray(np.roll(grey, 2*k, 1)).save(tmp_path/f'session/{k}.png')
+    five, _ = survey(tmp_path/'session', coin(.5), tmp_path/'out', sampling=.6)
+    assert set(five['shape']) == {'undetermined'} and set(five.reason) == {'in a folder that the network does not know'} and len(five) == 12
+    page = (tmp_path/'out/report.html').read_text()
+    assert '12 of 12 whole ones got the same first choice, octahedron' in page and 'no shapes' in page
+    shapes = pd.read_csv(tmp_path/'out/shapes.csv').set_index('shape').n
+    assert shapes.undetermined == 12 and shapes.octahedron == 0
+    assert set(pd.read_csv(tmp_path/'out/0.png/particles.csv')['shape']) == {'octahedron'}  # two particles are too few to tell
+    for k in (4, 5): (tmp_path/f'session/{k}.png').unlink()
+    few, _ = survey(tmp_path/'session', coin(.5), tmp_path/'out', sampling=.6)
+    assert set(few['shape']) == {'octahedron'} and len(few) == 8 and 'no shapes' not in (tmp_path/'out/report.html').read_text()

@@ -302,6 +302,9 @@ def _grey(a, name):  # the image or stack without colour channels
     return _equal_channel(np.asarray(a), name) if coloured else a
 
 # %% ../../nbs/micrographs/00_reading.ipynb #f1c4804d
+def _check_chosen(frame, n, name):
+    if frame is None: raise UserError(f'{name} is a stack of {n} images: choose one with --frame 0 … {n - 1}')
+
 def _one_frame(a, frame, name):  # (y, x)
     if a.ndim == 2:
         if frame not in (None, 0): raise UserError(f'{name} holds a single image, there is no frame {frame}')
@@ -309,14 +312,25 @@ def _one_frame(a, frame, name):  # (y, x)
     if a.ndim != 3: raise UserError(f'{name} has {a.ndim} dimensions: give an image, or a stack of images')
     if len(a) == 1 and frame is None: return a[0]
     last = len(a) - 1
-    if frame is None: raise UserError(f'{name} is a stack of {len(a)} images: choose one with --frame 0 … {last}')
+    _check_chosen(frame, len(a), name)
     if not 0 <= frame <= last: raise UserError(f'{name} has the frames 0 … {last}, there is no frame {frame}')
     return a[frame]
+
+# %% ../../nbs/micrographs/00_reading.ipynb #2d645d6e
+_SER_IMAGES = 0x4122  # the elements of a series are images, not spectra
+
+def _check_series(path, frame):  # refuses a SER with several images, before they are read
+    if path.suffix.lower() != '.ser': return
+    from rsciio.tia._api import get_header_dtype_list
+    with path.open('rb') as f: head = np.fromfile(f, np.dtype(get_header_dtype_list(f)), 1)[0]
+    several = head['DataTypeID'] == _SER_IMAGES and head['ValidNumberElements'] > 1
+    if several: _check_chosen(frame, head['ValidNumberElements'], path.name)
 
 # %% ../../nbs/micrographs/00_reading.ipynb #4f288cd3
 def _load(path, frame, number=None):  # → array (y, x), or None if `frame` is 'count'; and the header
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
+        _check_series(path, frame)
         if path.suffix.lower() not in PICTURES: a, header = _open_microscope_file(path, number)
         elif number: raise UserError(f'{path.name} holds a single image, there is no image {number}')
         else: a, header = _open_picture(path)
@@ -333,11 +347,11 @@ def _load(path, frame, number=None):  # → array (y, x), or None if `frame` is 
 # %% ../../nbs/micrographs/00_reading.ipynb #a10f0643
 PATIENCE, MEMORY = 30., 4*2**30  # s and bytes for one file
 
-def _limit_memory():  # beyond what the process has taken so far; only where the system can
+def _limit_memory():  # beyond what is taken so far, but not of mapped files, which may be larger; where the system can
     try:
         import resource
-        taken = int(Path('/proc/self/statm').read_text().split()[0])*resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
+        taken = int(Path('/proc/self/statm').read_text().split()[5])*resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (taken + MEMORY, taken + MEMORY))
     except (ImportError, OSError, ValueError): pass
 
 # %% ../../nbs/micrographs/00_reading.ipynb #b821de81

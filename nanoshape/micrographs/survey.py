@@ -31,9 +31,9 @@ from .detection import Detector
 from ..learn.evaluate import wilson
 from ..figures import PALETTE, use_style
 from .lattice import calibrate
-from .particles import CRYSTALLINE, UNKNOWN
+from .particles import CRYSTALLINE, NOT_KNOWN, UNKNOWN, probability_columns, without_shapes
 from .reading import PICTURES, READERS, frame_count, header_sampling, read
-from .report import CAUTION, PAGE_HEAD, class_colors, picture, write_report
+from .report import CAUTION, PAGE_HEAD, class_colors, picture, shape_notes, write_report
 from ..learn.network import Network
 
 # %% ../../nbs/micrographs/05_survey.ipynb #ab5660fb
@@ -389,6 +389,19 @@ def one_row_per_particle(
     by_particle = particles.groupby(['file', 'track'], sort=False)[columns]
     return by_particle.apply(lambda t: _one_row(t, questions)).reset_index()
 
+# %% ../../nbs/micrographs/05_survey.ipynb #ba24f25b
+def _votes(particles, classes):  # one row per particle, with its mean probabilities; `border`: in all images
+    p = probability_columns(classes)
+    seen = particles.reindex(columns=['file', 'track', 'border', *p])
+    by_particle = seen.astype({'border': bool}).groupby(['file', 'track'], sort=False)
+    return by_particle.agg({'border': 'min', **dict.fromkeys(p, 'mean')}).reset_index()
+
+def _believed(tables, classes):  # → tables, their shapes withheld where the network does not know them; notes on that
+    notes = shape_notes(_votes(_joined(tables), classes), classes)
+    if not notes: return tables, []
+    more = 'This was counted over the whole folder; the page of a single image, with fewer particles, may still name shapes.'
+    return {k: without_shapes(t, NOT_KNOWN[1]) for k, t in tables.items()}, [f'{notes[0]} {more}']
+
 # %% ../../nbs/micrographs/05_survey.ipynb #9abe3caa
 _FILES = '''<h2>Files</h2><table><tr><th>file</th><th>particles</th><th>median diameter (nm)</th><th>shapes</th></tr>
 {% for f in files %}<tr><td><a href="{{ f.link }}">{{ f.name }}</a></td><td>{{ f.n }}</td><td>{{ f.d }}</td>'''
@@ -425,6 +438,7 @@ def summarise_folder(
     whole = _whole_diameters(once)
     size = f', median diameter {whole.median():.2f} nm' if len(whole) else ''
     bad = f'; {failed} files or frames could not be analysed' if failed else ''
+    if NOT_KNOWN[1] in {*particles.get('reason', ())}: bad += '; no shapes: the network does not know these particles'
     return f'{analysed} micrographs, {len(once)} particles, {len(whole)} of them whole{size}{bad}.'
 
 # %% ../../nbs/micrographs/05_survey.ipynb #aa42b2fd
@@ -495,6 +509,7 @@ def survey(
     settings = _settings(network, detector, element, crystals)
     write = partial(_write, network=network, notes=notes, detector=detector, element=element, crystals=crystals)
     tables, failed = _analysed_files(files, out, options, settings, write, workers)
+    tables, doubts = _believed(tables, network.classes)
     particles = _joined(tables)
-    _write_survey(out, path, particles, tables, failed, _questions(network, crystals), notes)
+    _write_survey(out, path, particles, tables, failed, _questions(network, crystals), [*doubts, *notes])
     return particles, failed
