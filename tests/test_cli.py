@@ -117,6 +117,17 @@ cli.main(['verify', 'none'])"""
     assert done.returncode == 0 and done.stderr == ''
 
 
+def test_no_warning_of_a_package_is_shown_by_workers(picture, run, tmp_path):
+    (tmp_path/'two').mkdir()
+    for k in range(2): (tmp_path/f'two/{k}.png').write_bytes(picture.read_bytes())
+    (tmp_path/'two/cut.png').write_bytes(picture.read_bytes()[:99])
+    command = [*COMMAND[:1], *COMMAND[3:], 'analyse', tmp_path/'two', '--pixel-size', '.06', '--workers', '2', '--model', run[0]/'model.safetensors',
+               '--out', tmp_path/'out']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = [l for l in done.stderr.replace('\r', '\n').splitlines() if l and not l.startswith('micrographs:')]
+    assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith('nanoshape: cut.png')
+
+
 def test_a_folder_with_other_things_is_never_replaced(picture, run, tmp_path):
     (tmp_path/'thesis.txt').write_text('three years')
     common = ('--pixel-size', '.06', '--model', run[0]/'model.safetensors')

@@ -25,8 +25,8 @@ from nanoshape.learn.models import build
 from nanoshape.learn.network import Card, Network
 from nanoshape.micrographs import survey as room
 from nanoshape.micrographs.detection import Detector
-from nanoshape.micrographs.survey import (answer_counts, one_row_per_particle, lognormal_fit, micrograph_files, pixel_size,
-                                          survey, tracks)
+from nanoshape.micrographs.survey import (answer_counts, one_row_per_particle, lognormal_fit, micrograph_files, movie_files, natural,
+                                          pixel_size, survey, tracks)
 
 
 class Coin(torch.nn.Module):
@@ -362,3 +362,42 @@ def test_a_folder_of_few_particles_an_image_with_one_answer_for_all_is_not_belie
     for k in (4, 5): (tmp_path/f'session/{k}.png').unlink()
     few, _ = survey(tmp_path/'session', coin(.5), tmp_path/'out', sampling=.6)
     assert set(few['shape']) == {'octahedron'} and len(few) == 8 and 'no shapes' not in (tmp_path/'out/report.html').read_text()
+
+
+@pytest.fixture
+def camera(tmp_path, grey):
+    "A movie as in-situ cameras write it: frames 0, 1, 2 and, after a pause, 10; a picture of another size beside them."
+    for k in (0, 1, 2, 10):
+        (place := tmp_path/f'insitu/Hour_00/Minute_{k//10:02d}/Second_{k}').mkdir(parents=True)
+        write_dm(place/'frame.dm4', np.roll(grey, 4*k, 1), .06, version=4)
+    write_dm(tmp_path/'insitu/overview.dm4', grey[:100], .06, version=4)
+    return tmp_path/'insitu'
+
+
+def test_files_of_a_camera_are_one_movie(camera, tmp_path):
+    files, odd = movie_files(camera)
+    assert [f.parent.name for f in files] == ['Second_0', 'Second_1', 'Second_2', 'Second_10'] and [*odd] == ['overview.dm4']
+    assert '250 × 100' in odd['overview.dm4'] and '250 × 200' in odd['overview.dm4']
+    particles, failed = survey(camera, coin(), tmp_path/'out', movie=True, workers=2)
+    assert failed == odd and set(particles.file) == {'insitu'} and set(particles.frame) == {*range(4)}
+    ways = particles[particles.frame < 3].sort_values('frame').groupby('track').x_nm.agg(list)
+    assert len(ways) == 2 and all(np.allclose(np.diff(w), .24, atol=.03) for w in ways)
+    assert (tmp_path/'out/insitu/Hour_00/Minute_01/Second_10/frame.dm4/report.html').is_file()
+    assert 'href="insitu/"' in (tmp_path/'out/report.html').read_text()
+
+
+def test_subfolders_are_searched_where_that_is_asked_for(camera, tmp_path):
+    (camera/'Hour_00/old').mkdir()
+    survey(camera, coin(), camera/'Hour_00/old')  # its label images are no micrographs
+    with pytest.raises(UserError, match='its subfolders do: add --recursive'): micrograph_files(camera/'Hour_00')
+    assert [f.name for f in micrograph_files(camera)] == ['overview.dm4'] and len(micrograph_files(camera, recursive=True)) == 5
+    particles, failed = survey(camera, coin(), tmp_path/'out', recursive=True)
+    assert not failed and 'Hour_00/Minute_00/Second_1/frame.dm4' in set(particles.file) and particles.file.nunique() == 5
+    page = (tmp_path/'out/report.html').read_text()
+    assert 'href="Hour_00/Minute_00/Second_1/frame.dm4/report.html"' in page
+    assert (tmp_path/'out/Hour_00/Minute_00/Second_1/frame.dm4/report.html').is_file()
+
+
+def test_numbers_in_names_are_compared_as_numbers():
+    names = ['a/2_10.dm4', 'a/2_9.dm4', 'b/1.dm4', 'a/10_1.dm4', 'a/frame.dm4']
+    assert [str(p) for p in sorted(map(Path, names), key=natural)] == ['a/2_9.dm4', 'a/2_10.dm4', 'a/10_1.dm4', 'a/frame.dm4', 'b/1.dm4']

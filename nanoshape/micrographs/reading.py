@@ -6,7 +6,7 @@
 __all__ = ['READERS', 'PICTURES', 'MAX_PIXELS', 'MAX_PAPER_PIXEL', 'PREVIEW', 'TINT', 'MOST_COLOURED', 'PATIENCE', 'MEMORY',
            'PIXELS_NM', 'MAX_PIXEL_RATIO', 'HOT', 'Micrograph', 'serve', 'check_sampling', 'lattice_pixel',
            'check_field', 'resampled', 'relabelled', 'burnt_in', 'read', 'frame_count', 'header_sampling',
-           'file_header', 'frames']
+           'file_header', 'image_pixels', 'frames']
 
 # %% ../../nbs/micrographs/00_reading.ipynb #28adc1c0
 from collections.abc import Iterator
@@ -335,7 +335,7 @@ def _load(path, frame, number=None):  # → array (y, x), or None if `frame` is 
         elif number: raise UserError(f'{path.name} holds a single image, there is no image {number}')
         else: a, header = _open_picture(path)
         stored, a = (a.dtype[0] if a.dtype.names else a.dtype), _grey(a, path.name)
-        header['frames'] = len(a) if a.ndim == 3 else 1
+        header |= dict(frames=len(a) if a.ndim == 3 else 1, pixels=[int(k) for k in a.shape[-2:]])
         header.setdefault('file', {}).setdefault('stored_as', stored.name)
         if a.dtype == np.float32 and stored.kind == 'u': header['coloured'] = int(np.isnan(a).sum())  # of a bar
         if frame == 'count': return None, header
@@ -672,6 +672,13 @@ def file_header(
 )->dict:  # mode, voltage_kv, camera, magnification, date, image: what of it there is; electrons, stored_as
     "What a file says of itself, without reading the pixels."
     return _pixels(Path(path), 'count', number)[1].get('file', {})
+
+def image_pixels(
+    path:str|Path,
+    number:int|None=None,  # as for `read`
+)->tuple[int,int]:  # rows, columns
+    "How many pixels an image has, without reading them."
+    return tuple(_pixels(Path(path), 'count', number)[1]['pixels'])
 
 # %% ../../nbs/micrographs/00_reading.ipynb #ca60aad7
 def frames(
