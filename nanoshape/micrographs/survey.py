@@ -428,6 +428,12 @@ def one_row_per_particle(
     by_particle = particles.groupby(['file', 'track'], sort=False)[columns]
     return by_particle.apply(lambda t: _one_row(t, questions)).reset_index()
 
+# %% ../../nbs/micrographs/05_survey.ipynb #c2683d86
+def _joined(tables):  # one table of all particles, with the column `file`
+    parts = [t.assign(file=name) for name, t in tables.items() if len(t)]
+    if parts: return pd.concat(parts, ignore_index=True)
+    return pd.DataFrame(columns=['file', 'track', 'shape', 'equivalent_diameter_nm', 'border'])
+
 # %% ../../nbs/micrographs/05_survey.ipynb #ba24f25b
 def _votes(particles, classes):  # one row per particle, with its mean probabilities; `border`: in all images
     p = probability_columns(classes)
@@ -513,12 +519,6 @@ def _write_survey(out, path, particles, tables, failed, questions, notes):  # th
         for q, t in counts.items(): t.to_csv(new/f'{QUESTIONS[q]}.csv', index=False)
         (new/'report.html').write_text(page, encoding='utf-8')
         write_json(new/'survey.json', record)
-
-# %% ../../nbs/micrographs/05_survey.ipynb #c2683d86
-def _joined(tables):  # one table of all particles, with the column `file`
-    parts = [t.assign(file=name) for name, t in tables.items() if len(t)]
-    if parts: return pd.concat(parts, ignore_index=True)
-    return pd.DataFrame(columns=['file', 'track', 'shape', 'equivalent_diameter_nm', 'border'])
 
 # %% ../../nbs/micrographs/05_survey.ipynb #c687fa83
 def _questions(network, crystals):  # column → possible answers
