@@ -48,8 +48,9 @@ def _read(a, **more):  # the micrograph of the command line
 def _read_frame(a):  # the same; of a folder, whose files are the frames of a movie, one
     if not Path(a.image).is_dir(): return _read(a)
     from nanoshape.micrographs.survey import movie_files
-    files = movie_files(a.image, a.number)[0]
-    if a.frame is None or a.frame >= len(files):
+    files, odd = movie_files(a.image, a.number)
+    for name, why in odd.items(): print(f'nanoshape: {name}: {why}', file=sys.stderr)
+    if a.frame is None or not 0 <= a.frame < len(files):
         raise UserError(f'{a.image} is a movie of {len(files)} files: choose one with --frame 0 … {len(files) - 1}')
     from nanoshape.micrographs.reading import read
     return read(files[a.frame], **{**_options(a), 'frame': None})
@@ -324,7 +325,8 @@ def _heights_command(sub):
     h = sub.add_parser('heights', help='count the atoms in each column of a crystal seen along a zone axis',
                        description='Reads how many atoms each column of a crystal holds, and writes a table and a '
                                    'model of the atoms.')
-    h.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC or TIFF in counts of electrons')
+    h.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC or TIFF in counts of electrons; or a '
+                                                 'folder whose files are the frames of a movie')
     h.add_argument('--material', default='CeO2', help='CeO2 (default) or Au, along [110]')
     h.add_argument('--model', metavar='FILE', help='a model file (default: data/models/heights_MATERIAL.safetensors)')
     h.add_argument('--tilted', action='store_true',
