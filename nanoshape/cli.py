@@ -46,6 +46,16 @@ def _read(a, **more):  # the micrograph of the command line
     from nanoshape.micrographs.reading import read
     return read(a.image, **_options(a), **more)
 
+def _read_frame(a):  # the same; of a folder, whose files are the frames of a movie, one
+    if not Path(a.image).is_dir(): return _read(a)
+    from nanoshape.micrographs.survey import movie_files
+    files, odd = movie_files(a.image, a.number)
+    for name, why in odd.items(): print(f'nanoshape: {name}: {why}', file=sys.stderr)
+    if a.frame is None or not 0 <= a.frame < len(files):
+        raise UserError(f'{a.image} is a movie of {len(files)} files: choose one with --frame 0 … {len(files) - 1}')
+    from nanoshape.micrographs.reading import read
+    return read(files[a.frame], **{**_options(a), 'frame': None})
+
 def _helpers(a):  # what finds particles, and what tells how crystalline they are
     from nanoshape.learn.defaults import default_crystallinity_network
     from nanoshape.micrographs.detection import Drawn, default_detector
@@ -61,6 +71,7 @@ def analyse(a):
     _check_out(out, a.image, *((SURVEY, 'survey.json', 'path') if many else (PARTICLES, 'run.json', 'image')))
     _element(a)
     if a.calibrate: a.pixel_size = _calibrated(a)
+    if a.movie and not Path(a.image).is_dir(): raise UserError('--movie is for a folder whose files are the frames of one movie')
     if many and a.labels: raise UserError('--labels is for one micrograph, not for a folder or a movie')
     if many: return _analyse_folder(a, out)
     return _analyse_one(a, out)
@@ -89,18 +100,18 @@ def _analyse_one(a, out):
 def _calibrated(a):  # nm per pixel
     from nanoshape.micrographs.lattice import rings_used
     from nanoshape.micrographs.survey import pixel_size
-    c = pixel_size(a.image, a.calibrate, **_options(a))
+    c = pixel_size(a.image, a.calibrate, recursive=a.recursive or a.movie, **_options(a))
     print(f'{c["sampling"]/NM:.5f} ± {c["error"]/NM:.5f} nm per pixel from the fringes of {a.calibrate} ({rings_used(c)})'
           + (f'; the file says {100*(c["header"] - 1):+.1f} %' if c['header'] else '') + '.')
     return c['sampling']/NM
 
 # %% ../nbs/02_cli.ipynb #7c99561b
 def _analyse_folder(a, out):
-    from nanoshape.micrographs.survey import micrograph_files, summarise_folder, survey
+    from nanoshape.micrographs.survey import summarise_folder, survey
     from nanoshape.learn.defaults import default_shape_network
     particles, failed = survey(a.image, default_shape_network(a.model), out, **_helpers(a), element=_element(a),
-                               **_options(a))
-    print(summarise_folder(particles, sum(f.name not in failed for f in micrograph_files(a.image)), len(failed)))
+                               workers=a.workers, recursive=a.recursive, movie=a.movie, **_options(a))
+    print(summarise_folder(particles, particles.attrs['analysed'], len(failed)))
     print(f'Results: {out}/report.html (and particles.csv, particles.parquet, a folder for each file)')
     for name, why in failed.items(): print(f'nanoshape: {why if name in why else f"{name}: {why}"}', file=sys.stderr)
     return 1 if failed else 0
@@ -127,7 +138,7 @@ def heights(a):
     from nanoshape.atoms.height_report import write_heights
     from nanoshape.atoms.refine import refined_columns
     read = refined_columns if a.refine else image_columns
-    print(write_heights(_read(a), network, out, a.tilted or a.refine, read, a.counts,
+    print(write_heights(_read_frame(a), network, out, a.tilted or a.refine, read, a.counts,
                         image=str(Path(a.image).resolve())))
     print(f'Results: {out}/report.html (and columns.csv, model.xyz)')
 
@@ -320,6 +331,10 @@ def _analyse_command(sub):
                         'else that of the network, gold; the report says so)')
     s.add_argument('--model', metavar='FILE', help="a model file, …safetensors (default: data/models/, else the "
                                                    "demo's)")
+    s.add_argument('--workers', type=_count, metavar='N', help='of a folder: files at a time (default: one for each core)')
+    s.add_argument('--recursive', action='store_true', help='of a folder: its subfolders are searched, too')
+    s.add_argument('--movie', action='store_true',
+                   help='the files in the folder and its subfolders are the frames of one movie, in the order of their names')
     s.set_defaults(run=analyse); _image_options(s); _number_option(s)
 
 # %% ../nbs/02_cli.ipynb #006de428
@@ -348,7 +363,8 @@ def _heights_command(sub):
     h = sub.add_parser('heights', help='count the atoms in each column of a crystal seen along a zone axis',
                        description='Reads how many atoms each column of a crystal holds, and writes a table and a '
                                    'model of the atoms.')
-    h.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC or TIFF in counts of electrons')
+    h.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC or TIFF in counts of electrons; or a '
+                                                 'folder whose files are the frames of a movie')
     h.add_argument('--material', default='CeO2', help='CeO2 (default) or Au, along [110]')
     h.add_argument('--model', metavar='FILE', help='a model file (default: data/models/heights_MATERIAL.safetensors)')
     h.add_argument('--tilted', action='store_true',
@@ -448,12 +464,14 @@ def _sentence(e):  # what a person should do about an error, or None if it is a 
         return f'{e.filename} cannot be opened or written: look at its permissions, or choose another folder with --out'
 
 # %% ../nbs/02_cli.ipynb #5af4a59d
+_NOT_SHOWN = FutureWarning, DeprecationWarning, RuntimeWarning  # of other packages; NumPy's are the last
+
 def main(
     argv:list[str]|None=None,  # default: the command line
 )->int:  # exit status: 0, 1 if `verify` finds damage, 2 for a mistake that the user can mend, 130 if stopped
     "Entry point of the command `nanoshape`."
-    for category in (FutureWarning, DeprecationWarning, RuntimeWarning):  # of other packages; NumPy's are the last
-        warnings.filterwarnings('ignore', category=category)
+    for category in _NOT_SHOWN: warnings.filterwarnings('ignore', category=category)
+    os.environ.setdefault('PYTHONWARNINGS', ','.join(f'ignore::{c.__name__}' for c in _NOT_SHOWN))  # of workers
     warnings.showwarning = _warned
     a = parser().parse_args(argv)
     try: return a.run(a) or 0

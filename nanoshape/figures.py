@@ -11,7 +11,7 @@ __all__ = ['PALETTE', 'MARKERS', 'UNDETERMINED', 'use_style', 'rim', 'scale_bar'
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-import ipywidgets as widgets
+from typing import TYPE_CHECKING
 import numpy as np
 import matplotlib.pyplot as plt
 from PIL import Image
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from .core import NM
+if TYPE_CHECKING: import ipywidgets as widgets
 
 # %% ../nbs/01_figures.ipynb #502a7eba
 PALETTE = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00', '#56B4E9', '#F0E442', '#000000')
@@ -341,9 +342,10 @@ def _label(control, name):  # a control, with its description whole
 # %% ../nbs/01_figures.ipynb #e7d0341a
 def sliders(
     draw:Callable,  # numbers, and as `axs` the axes of its last picture, None at first → axes
-    **controls:widgets.Widget,  # one for each of its arguments
-)->widgets.VBox:
+    **controls:'widgets.Widget',  # one for each of its arguments
+)->'widgets.VBox':
     "The picture that `draw` makes, with controls under it."
+    import ipywidgets as widgets  # here, as reports are made without
     picture, png, axs = widgets.Image(format='png'), _Picture(), None
     def again(*_):
         nonlocal axs

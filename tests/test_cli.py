@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from conftest import COMMAND, ROOT
-from nanoshape.cli import main
+from nanoshape.cli import _read_frame, main, parser
+from nanoshape.core import UserError
 from nanoshape.learn.defaults import kept_network
 
 
@@ -117,6 +118,17 @@ cli.main(['verify', 'none'])"""
     assert done.returncode == 0 and done.stderr == ''
 
 
+def test_no_warning_of_a_package_is_shown_by_workers(picture, run, tmp_path):
+    (tmp_path/'two').mkdir()
+    for k in range(2): (tmp_path/f'two/{k}.png').write_bytes(picture.read_bytes())
+    (tmp_path/'two/cut.png').write_bytes(picture.read_bytes()[:99])
+    command = [*COMMAND[:1], *COMMAND[3:], 'analyse', tmp_path/'two', '--pixel-size', '.06', '--workers', '2', '--model', run[0]/'model.safetensors',
+               '--out', tmp_path/'out']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = [l for l in done.stderr.replace('\r', '\n').splitlines() if l and not l.startswith('micrographs:')]
+    assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith('nanoshape: cut.png')
+
+
 def test_a_folder_with_other_things_is_never_replaced(picture, run, tmp_path):
     (tmp_path/'thesis.txt').write_text('three years')
     common = ('--pixel-size', '.06', '--model', run[0]/'model.safetensors')
@@ -152,3 +164,12 @@ def test_the_demo_tests_the_kept_network_on_new_particles(picture, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {'demo', 'demo-waves'} and (tmp_path/'demo/report.html').is_file()
     right = int(re.search(r'(\d+) of 20 test images right', done.stdout)[1])
     assert right >= 17, done.stdout
+
+
+def test_a_frame_of_a_movie_in_single_files_is_chosen(tmp_path, grey, capsys):
+    for k in (10, 2): Image.fromarray(grey + np.uint8(k)).save(tmp_path/f'frame_{k}.png')
+    Image.fromarray(grey[:90]).save(tmp_path/'other.png')
+    read = lambda frame: _read_frame(parser().parse_args(['heights', str(tmp_path), '--pixel-size', '.06', *frame]))
+    assert read(['--frame', '1']).name == 'frame_10.png' and 'other.png: it has 250 × 90 pixels' in capsys.readouterr().err
+    for frame in ([], ['--frame', '2'], ['--frame', '-1']):
+        with pytest.raises(UserError, match='a movie of 2 files: choose one with --frame 0 … 1'): read(frame)

@@ -95,3 +95,14 @@ def test_beside_the_checkout_the_package_is_still_the_package(root, tmp_path):
         env = dict(os.environ)
     package = output(FOUND, tmp_path/'elsewhere', env)
     assert output(IMPORTED, tmp_path, env) == [package, *(package.replace('__init__.py', k) for k in ('core.py', 'micrographs/reading.py'))]
+
+
+def test_reading_a_micrograph_imports_no_more_than_it_needs():
+    """What is slow to import, and is for training, screenshots of widgets or other kinds of files."""
+    code = ('import sys, nanoshape.micrographs.report; print(*{"torchvision", "zarr", "pint", "h5py", "ipywidgets", "dask"} & {*sys.modules})\n'
+            'from fastai.vision.all import resnet18; from nanoshape.learn.models import DynamicUnet, XResNet\n'
+            'import fastai.vision.models as m; print(m.unet.DynamicUnet is DynamicUnet and m.xresnet.XResNet is XResNet)')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout == '\nTrue\n'
+    code = 'import sys, nanoshape.micrographs.reading; print(*{"torch", "pandas", "matplotlib", "ase", "scipy.fft", "pint"} & {*sys.modules})'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '\n'

@@ -221,7 +221,8 @@ def test_far_from_focus_or_with_coarse_pixels_no_shape_is_named(run):
     network = Network.load(run[0]/'model.safetensors')
     r = make_recipe(name='one', seed=3, size_nm=3, support_nm=2, box_nm=20, gpts=400, out_gpts=256)
     wave, _, _ = waves_of(r, [0])
-    m = Micrograph(images(wave, Microscope(3e5, defocus=1000., focal_spread=40., dose=3000.), r.sampling, torch_rng(0))[0].numpy(), r.sampling, 'far')
+    at_100_nm = Microscope(3e5, defocus=1000., focal_spread=40., dose=3000.)
+    m = Micrograph(images(wave, at_100_nm, r.sampling, torch_rng(0), r.out_gpts)[0].numpy(), r.sampling, 'far')
     y, x = np.mgrid[:256, :256]
     labels = ((y - 128)**2 + (x - 128)**2 < 18**2).astype(int)
     network = network.with_card(threshold=0., feret_range_nm=[1, 9], fringe_snr_min=0., noise_max=1.)

@@ -2,6 +2,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 import time
 import zipfile
 import zlib
@@ -572,3 +574,56 @@ def test_hot_pixels_are_cooled_and_grey_16_bit_colours_are_read(tmp_path, grey):
     assert m.image.max() < 300 and any('2 hot pixels' in n for n in m.notes)
     tifffile.imwrite(tmp_path/'rgb.tif', np.stack([grey.astype(np.uint16)]*3, -1), photometric='rgb')
     assert frame_count(tmp_path/'rgb.tif') == 1 and np.array_equal(read(tmp_path/'rgb.tif', sampling=.6).image, grey)
+
+
+SHAPE = 3000, 2048, 2048  # 12 GB of a byte each: more than the reading process may take
+
+
+def sparse_tiff(path):
+    tifffile.imwrite(path, shape=SHAPE, dtype=np.uint8, bigtiff=True, metadata=None)
+
+
+def sparse_mrc(path):
+    head = np.zeros(256, '<i4')
+    head[:3] = head[7:10] = SHAPE[::-1]
+    head[16:19], head[52] = (1, 2, 3), 0x2050414d
+    head.view('<f4')[10:16] = [1.2*n for n in SHAPE[::-1]] + [90]*3
+    with path.open('wb') as f:
+        f.write(head.tobytes())
+        f.truncate(1024 + int(np.prod(SHAPE)))
+
+
+@pytest.mark.parametrize('write, suffix', [(sparse_tiff, 'tif'), (sparse_mrc, 'mrc')])
+def test_a_huge_stack_is_refused_before_it_is_read(tmp_path, write, suffix):
+    write(path := tmp_path/f'movie.{suffix}')
+    with pytest.raises(UserError, match='is a stack of 3000 images'):
+        read(path, .6)
+    assert frame_count(path) == 3000
+    with pytest.raises(UserError, match='same everywhere'):
+        read(path, .6, 2999)
+
+
+def test_a_ser_movie_is_refused_before_it_is_read(tmp_path, grey, monkeypatch):
+    import rsciio.tia
+    write_ser(tmp_path/'movie.ser', [grey]*3, 6e-11)
+    monkeypatch.setattr(rsciio.tia, 'file_reader', lambda *a, **k: 1/0)
+    with pytest.raises(UserError, match='stack of 3 images'):
+        reading._load(tmp_path/'movie.ser', None)
+    with pytest.raises(ZeroDivisionError):
+        reading._load(tmp_path/'movie.ser', 1)
+
+
+def test_one_frame_of_a_moving_picture_is_decoded_alone(tmp_path, grey):
+    frames = [Image.fromarray(np.roll(grey, k, 1)) for k in range(3)]
+    frames[0].save(tmp_path/'movie.png', save_all=True, append_images=frames[1:])
+    a, header = reading._open_picture(tmp_path/'movie.png')
+    assert isinstance(a, reading._PictureFrames) and a.shape == (3, *grey.shape) and header['file']['stored_as'] == 'uint8'
+    assert (reading._load(tmp_path/'movie.png', 2)[0] == np.roll(grey, 2, 1)).all()
+
+
+def test_a_reader_may_take_no_more_memory_than_that(tmp_path):
+    code = ('import numpy as np; from nanoshape.micrographs import reading as r; r._limit_memory()\n'
+            'np.ones(r.MEMORY//4, np.uint8)\n'
+            'try: np.ones(r.MEMORY, np.uint8)\n'
+            'except MemoryError: print("refused")')
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == 'refused\n'

@@ -3,13 +3,19 @@ import errno
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import parent_process
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
 import torch
-from conftest import stand_in
+from conftest import stand_in, wait_for
 from dm import write_dm
 from PIL import Image
 
@@ -18,8 +24,9 @@ from nanoshape.core import UserError
 from nanoshape.learn.models import build
 from nanoshape.learn.network import Card, Network
 from nanoshape.micrographs import survey as room
-from nanoshape.micrographs.survey import (answer_counts, one_row_per_particle, lognormal_fit, micrograph_files, pixel_size,
-                                          survey, tracks)
+from nanoshape.micrographs.detection import Detector
+from nanoshape.micrographs.survey import (answer_counts, one_row_per_particle, lognormal_fit, micrograph_files, movie_files, natural,
+                                          pixel_size, survey, tracks)
 
 
 class Coin(torch.nn.Module):
@@ -282,3 +289,115 @@ def test_where_nothing_can_be_read_there_is_a_sentence_and_an_empty_table(tmp_pa
     tifffile.imwrite(tmp_path/'m.tif', stack, imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
     with pytest.raises(UserError, match='fringes of two kinds'):
         pixel_size(tmp_path/'m.tif')
+
+
+class Odd(Detector):
+    "Fails on 0.png, ends its process on 1.png, and takes its time with others where it is told to."
+    def __init__(self, naps=None, out=None):
+        super().__init__()
+        self.naps, self.out = naps, out
+    def find(self, m):
+        if self.naps:
+            (self.naps/f'{os.getpid()}.pid').write_text('')
+            time.sleep(100)
+        if m.name == '0.png': raise ZeroDivisionError('division by zero')
+        if m.name == '1.png':
+            (self.out/f'.1.png.{os.getpid()}-abcd.tmp').mkdir(parents=True)  # as `result_folder` names them
+            if parent_process(): os.kill(os.getpid(), signal.SIGKILL)
+        return super().find(m)
+
+
+def results(out):
+    return {p.relative_to(out): p.read_bytes() for p in sorted(out.rglob('*')) if p.suffix in ('.csv', '.tif', '.parquet')}
+
+
+def test_workers_give_what_one_process_gives(folder, tmp_path):
+    (folder/'bad.tif').rename(folder/'0bad.tif')
+    one, failed = survey(folder, coin(), tmp_path/'one', sampling=.6)
+    many, failed_too = survey(folder, coin(), tmp_path/'many', sampling=.6, workers=2)
+    assert many.equals(one) and failed_too == failed and [*failed] == ['0bad.tif']
+    assert many.file.drop_duplicates().tolist() == ['0.png', '1.png', 'a.dm3']
+    assert results(tmp_path/'many') == results(tmp_path/'one') and len(results(tmp_path/'one')) == 9
+    before = stamps(tmp_path/'many')
+    again, _ = survey(folder, coin(), tmp_path/'many', sampling=.6, workers=2)
+    assert again.equals(one) and stamps(tmp_path/'many') == before
+
+
+def test_a_worker_that_fails_or_dies_costs_one_file(folder, tmp_path):
+    particles, failed = survey(folder, coin(), tmp_path/'out', detector=Odd(out=tmp_path/'out'), sampling=.6, workers=2)
+    assert particles.file.unique().tolist() == ['a.dm3'] and [*failed] == ['0.png', '1.png', 'bad.tif']
+    assert 'ZeroDivisionError' in failed['0.png'] and 'signal 9' in failed['1.png'] and 'damaged' in failed['bad.tif']
+    assert not [*(tmp_path/'out').rglob('.*.tmp')] and failed['1.png'] in (tmp_path/'out/report.html').read_text()
+
+
+def alive(pid):
+    try: return 'Z' not in Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1]
+    except OSError: return False
+
+
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL], ids=['stopped', 'killed'])
+def test_workers_end_with_their_parent(folder, tmp_path, how):
+    code = ('import sys; sys.path.insert(0, sys.argv[1]); from test_survey import *\n'
+            "survey(sys.argv[2], coin(), sys.argv[3], detector=Odd(Path(sys.argv[4])), sampling=.6, workers=2)")
+    process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, Path(__file__).parent, folder, tmp_path/'out', tmp_path],
+                               stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len([*tmp_path.glob('*.pid')]) == 2)
+    process.send_signal(how)
+    words = process.communicate(timeout=60)[1]
+    assert process.returncode and ('KeyboardInterrupt' in words) == (how == signal.SIGINT) and words.count('Traceback') < 2
+    wait_for(lambda: not any(alive(p.stem) for p in tmp_path.glob('*.pid')), 30)
+    assert not [*(tmp_path/'out').rglob('.*.tmp')]
+
+
+def test_a_folder_of_few_particles_an_image_with_one_answer_for_all_is_not_believed(tmp_path, grey):
+    (tmp_path/'session').mkdir()
+    for k in range(6): Image.fromarray(np.roll(grey, 2*k, 1)).save(tmp_path/f'session/{k}.png')
+    five, _ = survey(tmp_path/'session', coin(.5), tmp_path/'out', sampling=.6)
+    assert set(five['shape']) == {'undetermined'} and set(five.reason) == {'in a folder that the network does not know'} and len(five) == 12
+    page = (tmp_path/'out/report.html').read_text()
+    assert '12 of 12 whole ones got the same first choice, octahedron' in page and 'no shapes' in page
+    shapes = pd.read_csv(tmp_path/'out/shapes.csv').set_index('shape').n
+    assert shapes.undetermined == 12 and shapes.octahedron == 0
+    assert set(pd.read_csv(tmp_path/'out/0.png/particles.csv')['shape']) == {'octahedron'}  # two particles are too few to tell
+    for k in (4, 5): (tmp_path/f'session/{k}.png').unlink()
+    few, _ = survey(tmp_path/'session', coin(.5), tmp_path/'out', sampling=.6)
+    assert set(few['shape']) == {'octahedron'} and len(few) == 8 and 'no shapes' not in (tmp_path/'out/report.html').read_text()
+
+
+@pytest.fixture
+def camera(tmp_path, grey):
+    "A movie as in-situ cameras write it: frames 0, 1, 2 and, after a pause, 10; a picture of another size beside them."
+    for k in (0, 1, 2, 10):
+        (place := tmp_path/f'insitu/Hour_00/Minute_{k//10:02d}/Second_{k}').mkdir(parents=True)
+        write_dm(place/'frame.dm4', np.roll(grey, 4*k, 1), .06, version=4)
+    write_dm(tmp_path/'insitu/overview.dm4', grey[:100], .06, version=4)
+    return tmp_path/'insitu'
+
+
+def test_files_of_a_camera_are_one_movie(camera, tmp_path):
+    files, odd = movie_files(camera)
+    assert [f.parent.name for f in files] == ['Second_0', 'Second_1', 'Second_2', 'Second_10'] and [*odd] == ['overview.dm4']
+    assert '250 × 100' in odd['overview.dm4'] and '250 × 200' in odd['overview.dm4']
+    particles, failed = survey(camera, coin(), tmp_path/'out', movie=True, workers=2)
+    assert failed == odd and set(particles.file) == {'insitu'} and set(particles.frame) == {*range(4)}
+    ways = particles[particles.frame < 3].sort_values('frame').groupby('track').x_nm.agg(list)
+    assert len(ways) == 2 and all(np.allclose(np.diff(w), .24, atol=.03) for w in ways)
+    assert (tmp_path/'out/insitu/Hour_00/Minute_01/Second_10/frame.dm4/report.html').is_file()
+    assert 'href="insitu/"' in (tmp_path/'out/report.html').read_text()
+
+
+def test_subfolders_are_searched_where_that_is_asked_for(camera, tmp_path):
+    (camera/'Hour_00/old').mkdir()
+    survey(camera, coin(), camera/'Hour_00/old')  # its label images are no micrographs
+    with pytest.raises(UserError, match='its subfolders do: add --recursive'): micrograph_files(camera/'Hour_00')
+    assert [f.name for f in micrograph_files(camera)] == ['overview.dm4'] and len(micrograph_files(camera, recursive=True)) == 5
+    particles, failed = survey(camera, coin(), tmp_path/'out', recursive=True)
+    assert not failed and 'Hour_00/Minute_00/Second_1/frame.dm4' in set(particles.file) and particles.file.nunique() == 5
+    page = (tmp_path/'out/report.html').read_text()
+    assert 'href="Hour_00/Minute_00/Second_1/frame.dm4/report.html"' in page
+    assert (tmp_path/'out/Hour_00/Minute_00/Second_1/frame.dm4/report.html').is_file()
+
+
+def test_numbers_in_names_are_compared_as_numbers():
+    names = ['a/2_10.dm4', 'a/2_9.dm4', 'b/1.dm4', 'a/10_1.dm4', 'a/frame.dm4']
+    assert [str(p) for p in sorted(map(Path, names), key=natural)] == ['a/2_9.dm4', 'a/2_10.dm4', 'a/10_1.dm4', 'a/frame.dm4', 'b/1.dm4']

@@ -26,7 +26,6 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from scipy import ndimage
 from fastcore.basics import patch
-from sklearn.model_selection import GroupShuffleSplit
 from torch.nn import functional as F
 from ..core import IMAGES, NM, UserError, default_device, provenance, torch_rng, whole_file, result_folder, write_json
 from ..figures import show_image, show_images, use_style
@@ -108,6 +107,7 @@ def _cut(labels, rows, share, seed):  # rows left, and rows of a share of the st
     if len(set(groups)) < 2:
         raise UserError(f'{labels.structure.nunique()} structures are too few to split into training, validation and '
                         f'test')
+    from sklearn.model_selection import GroupShuffleSplit  # here, as only training needs it
     a, b = next(GroupShuffleSplit(1, test_size=share, random_state=seed).split(rows, groups=groups))
     return rows[a], rows[b]
 

@@ -22,7 +22,7 @@ import errno, hashlib, json, os, shutil, signal
 import numba
 import numpy as np
 import pandas as pd
-import torch, zarr
+import torch
 from fastcore.basics import patch
 from tqdm import tqdm
 import nanoshape
@@ -51,6 +51,7 @@ def _files(recipe, out, shard):  # name → file
 
 # %% ../../nbs/datasets/02_store.ipynb #7ccbab8b
 def _header(recipe, name):  # the bytes of an array's zarr.json
+    import zarr  # here, as whoever reads a store does without
     n, px, files = len(recipe), _pixels(recipe, name), {}
     zarr.create_array(zarr.storage.MemoryStore(files), shape=(n, px, px), chunks=(SHARD, px, px),
                       dtype=_arrays(recipe)[name], compressors=None,

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.metrics import confusion_matrix
 from torch import nn
 from torch.nn import functional as F
 from ..core import rng
@@ -68,6 +66,7 @@ def score(
 )->dict:  # plain values, for JSON
     "Accuracy with its 95 % interval, chance (always the commonest class), and the confusion matrix (true, predicted)."
     y, probs = np.asarray(y, int), np.asarray(probs)
+    from sklearn.metrics import confusion_matrix  # here, as it takes as long to import as to read a micrograph
     confusion = confusion_matrix(y, probs.argmax(1), labels=range(len(classes)))
     k, n = int(confusion.trace()), len(y)
     grouped = structures is not None and len(set(structures)) < n
@@ -200,6 +199,7 @@ def numbers_score(
 )->dict:  # as `score`
     "The score of a random forest (Breiman 2001) that knows these numbers only."
     x, y = _with_errors(numbers, error, seed), np.asarray(y)
+    from sklearn.ensemble import RandomForestClassifier
     forest = RandomForestClassifier(300, min_samples_leaf=5, random_state=seed).fit(x[train], y[train])
     probs = np.zeros((len(test), len(classes)))
     probs[:, forest.classes_] = forest.predict_proba(x[test])

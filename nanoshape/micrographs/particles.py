@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MEASURED', 'FINEST', 'COARSER', 'HALO', 'UNKNOWN', 'ONE_SIDED', 'MANY', 'NOT_KNOWN', 'CRYSTALLINE',
            'measure_particles', 'measure_lattice', 'particle_fields', 'noise_share', 'probability_columns',
-           'assumed_element', 'one_sided', 'sizes_only', 'classify', 'crystallinity', 'without_withheld']
+           'assumed_element', 'one_sided', 'without_shapes', 'sizes_only', 'classify', 'crystallinity',
+           'without_withheld']
 
 # %% ../../nbs/micrographs/03_particles.ipynb #3412795e
 import numpy as np
@@ -208,17 +209,29 @@ def _best(probs, classes):  # name of each row's likeliest class
 
 # %% ../../nbs/micrographs/03_particles.ipynb #7d3d19f6
 ONE_SIDED, MANY = .8, 10  # share of first choices for one shape, beyond which none is believed; of so many particles
-NOT_KNOWN = 'in an image that the network does not know'
 
 def one_sided(
     table:pd.DataFrame,  # from `classify`
     classes,  # a card's class names
 )->tuple[str,int,int]|None:  # shape, how many whole particles it is the first choice for, and of how many
     "The shape that nearly every particle got; None where there is none, or too few particles to tell."
-    whole = table.loc[~table.border.astype(bool), probability_columns(classes)].to_numpy(float)
+    asked = table.reindex(columns=probability_columns(classes)).dropna()  # not where only sizes were read
+    whole = asked[~table.border.loc[asked.index].astype(bool)].to_numpy(float)
     n = np.bincount(whole.argmax(1), minlength=len(classes)) if len(whole) else np.zeros(len(classes), int)
     if len(whole) < MANY or n.max() <= ONE_SIDED*len(whole): return None
     return classes[n.argmax()], int(n.max()), len(whole)
+
+# %% ../../nbs/micrographs/03_particles.ipynb #bd3f7c7f
+NOT_KNOWN = 'in an image that the network does not know', 'in a folder that the network does not know'
+
+def without_shapes(
+    table:pd.DataFrame,  # from `classify`
+    why:str,  # one of `NOT_KNOWN`
+)->pd.DataFrame:
+    "The same without its shapes; other reasons stay."
+    stood = table.reason.isin(['', 'low confidence'])
+    instead = dict(reason=why, shape=UNKNOWN, prediction_set='', shape_withheld=True)
+    return table.assign(**{k: table[k].mask(stood, v) for k, v in instead.items() if k in table})
 
 # %% ../../nbs/micrographs/03_particles.ipynb #2cd8d8ed
 def sizes_only(
@@ -263,11 +276,10 @@ def classify(
     t['film_focus_nm'] = focus = (film_focus(m, labels) or np.nan)/NM
     t['noise_share'] = noise = noise_share(fields, card.sampling/m.sampling)
     t['reason'] = _reasons(t, m, card, focus, noise, element)
-    if one_sided(t, card.classes): t.loc[t.reason.isin(['', 'low confidence']), 'reason'] = NOT_KNOWN
     t['shape_withheld'] = t.reason != ''
     t['prediction_set'] = _set_texts(t, probs, card.classes)
     t['shape'] = np.where(t.reason == '', _best(probs, card.classes), UNKNOWN)
-    return t
+    return without_shapes(t, NOT_KNOWN[0]) if one_sided(t, card.classes) else t
 
 # %% ../../nbs/micrographs/03_particles.ipynb #02355900
 CRYSTALLINE = 'crystalline'

@@ -6,7 +6,7 @@
 __all__ = ['READERS', 'PICTURES', 'MAX_PIXELS', 'MAX_PAPER_PIXEL', 'PREVIEW', 'TINT', 'MOST_COLOURED', 'PATIENCE', 'MEMORY',
            'PIXELS_NM', 'MAX_PIXEL_RATIO', 'HOT', 'Micrograph', 'serve', 'check_sampling', 'lattice_pixel',
            'check_field', 'resampled', 'relabelled', 'burnt_in', 'read', 'frame_count', 'header_sampling',
-           'file_header', 'frames']
+           'file_header', 'image_pixels', 'frames']
 
 # %% ../../nbs/micrographs/00_reading.ipynb #28adc1c0
 from collections.abc import Iterator
@@ -18,17 +18,13 @@ from itertools import chain, product
 from pathlib import Path
 import atexit, json, os, re, subprocess, sys, threading, warnings
 
-import h5py
 import numpy as np
-import pint
+import scipy  # its parts are imported as they are used: not in the reading process
 import tifffile
 from PIL import Image
-from scipy.fft import dct, idct
-from scipy.ndimage import binary_dilation, median_filter
 from skimage import measure
 import nanoshape
 from ..core import NM, UserError, rng
-from ..simulate.structures import lattice_constant
 
 # %% ../../nbs/micrographs/00_reading.ipynb #778fe22f
 @dataclass
@@ -60,16 +56,22 @@ def _check_size(shape, name):
     if 0 in shape: raise UserError(f'{name} declares {size} pixels: there is no image in it')
 
 # %% ../../nbs/micrographs/00_reading.ipynb #1dd5a27d
-def _picture_frames(im, n):  # float32 (n, y, x)
-    return np.stack([np.asarray((im.seek(k), im.convert('F'))[1]) for k in range(n)])
+class _PictureFrames:
+    "The frames of a moving picture as if they were an array (n, y, x): each is decoded when it is asked for."
+    ndim, dtype = 3, np.dtype(np.float32)
+    def __init__(self, path, shape): self.path, self.shape = path, shape
+    def __len__(self): return self.shape[0]
+    def __getitem__(self, k):
+        with Image.open(self.path) as im:
+            im.seek(k)
+            return np.asarray(im.convert('F'))
 
 # %% ../../nbs/micrographs/00_reading.ipynb #23eb2f4d
 def _open_picture(path):  # → array (y, x), (y, x, channel) or (frame, y, x), and the header
     with Image.open(path) as im:
         _check_size((im.height, im.width), path.name)
         if (n := getattr(im, 'n_frames', 1)) > 1:
-            _check_size((n, im.height, im.width), path.name)
-            return _picture_frames(im, n), dict(file=dict(stored_as='uint8'))
+            return _PictureFrames(path, (n, im.height, im.width)), dict(file=dict(stored_as='uint8'))
         return np.asarray(im.convert('RGB') if im.mode in ('P', 'CMYK', 'YCbCr') else im), {}
 
 # %% ../../nbs/micrographs/00_reading.ipynb #6c257621
@@ -85,6 +87,7 @@ def _unit_readings(text):  # a unit's text as it stands, and without what progra
 
 # %% ../../nbs/micrographs/00_reading.ipynb #eec633bc
 def _quantity(value, unit):  # with pint's unit; None: no reading of it is known
+    import pint  # here, as pictures need none of it
     for text in _unit_readings(unit.strip()):
         try: return pint.Quantity(value, text)
         except Exception: pass  # pint raises many kinds
@@ -241,6 +244,7 @@ def _which(number, signal, n):  # how the chosen one is named in the report; not
 
 # %% ../../nbs/micrographs/00_reading.ipynb #046bfce0
 def _emd_signals(path):  # of the images in it
+    import h5py
     from rsciio.emd import file_reader
     try: return file_reader(str(path), lazy=True, select_type='images')
     except ModuleNotFoundError: pass  # a spectrum image, for which RosettaSciIO wants another package after the images
@@ -298,6 +302,9 @@ def _grey(a, name):  # the image or stack without colour channels
     return _equal_channel(np.asarray(a), name) if coloured else a
 
 # %% ../../nbs/micrographs/00_reading.ipynb #f1c4804d
+def _check_chosen(frame, n, name):
+    if frame is None: raise UserError(f'{name} is a stack of {n} images: choose one with --frame 0 … {n - 1}')
+
 def _one_frame(a, frame, name):  # (y, x)
     if a.ndim == 2:
         if frame not in (None, 0): raise UserError(f'{name} holds a single image, there is no frame {frame}')
@@ -305,19 +312,30 @@ def _one_frame(a, frame, name):  # (y, x)
     if a.ndim != 3: raise UserError(f'{name} has {a.ndim} dimensions: give an image, or a stack of images')
     if len(a) == 1 and frame is None: return a[0]
     last = len(a) - 1
-    if frame is None: raise UserError(f'{name} is a stack of {len(a)} images: choose one with --frame 0 … {last}')
+    _check_chosen(frame, len(a), name)
     if not 0 <= frame <= last: raise UserError(f'{name} has the frames 0 … {last}, there is no frame {frame}')
     return a[frame]
+
+# %% ../../nbs/micrographs/00_reading.ipynb #2d645d6e
+_SER_IMAGES = 0x4122  # the elements of a series are images, not spectra
+
+def _check_series(path, frame):  # refuses a SER with several images, before they are read
+    if path.suffix.lower() != '.ser': return
+    from rsciio.tia._api import get_header_dtype_list
+    with path.open('rb') as f: head = np.fromfile(f, np.dtype(get_header_dtype_list(f)), 1)[0]
+    several = head['DataTypeID'] == _SER_IMAGES and head['ValidNumberElements'] > 1
+    if several: _check_chosen(frame, head['ValidNumberElements'], path.name)
 
 # %% ../../nbs/micrographs/00_reading.ipynb #4f288cd3
 def _load(path, frame, number=None):  # → array (y, x), or None if `frame` is 'count'; and the header
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
+        _check_series(path, frame)
         if path.suffix.lower() not in PICTURES: a, header = _open_microscope_file(path, number)
         elif number: raise UserError(f'{path.name} holds a single image, there is no image {number}')
         else: a, header = _open_picture(path)
         stored, a = (a.dtype[0] if a.dtype.names else a.dtype), _grey(a, path.name)
-        header['frames'] = len(a) if a.ndim == 3 else 1
+        header |= dict(frames=len(a) if a.ndim == 3 else 1, pixels=[int(k) for k in a.shape[-2:]])
         header.setdefault('file', {}).setdefault('stored_as', stored.name)
         if a.dtype == np.float32 and stored.kind == 'u': header['coloured'] = int(np.isnan(a).sum())  # of a bar
         if frame == 'count': return None, header
@@ -329,11 +347,11 @@ def _load(path, frame, number=None):  # → array (y, x), or None if `frame` is 
 # %% ../../nbs/micrographs/00_reading.ipynb #a10f0643
 PATIENCE, MEMORY = 30., 4*2**30  # s and bytes for one file
 
-def _limit_memory():  # beyond what the process has taken so far; only where the system can
+def _limit_memory():  # beyond what is taken so far, but not of mapped files, which may be larger; where the system can
     try:
         import resource
-        taken = int(Path('/proc/self/statm').read_text().split()[0])*resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
+        taken = int(Path('/proc/self/statm').read_text().split()[5])*resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (taken + MEMORY, taken + MEMORY))
     except (ImportError, OSError, ValueError): pass
 
 # %% ../../nbs/micrographs/00_reading.ipynb #b821de81
@@ -448,6 +466,7 @@ def lattice_pixel(
     element:str='Au',
 )->float:  # Å
     "The largest pixel that shows {111} of an fcc element: half of their distance (Nyquist)."
+    from nanoshape.simulate.structures import lattice_constant  # here, as the reading process needs none of it
     return lattice_constant(element)/3**.5/2
 
 # %% ../../nbs/micrographs/00_reading.ipynb #6960d5d0
@@ -476,9 +495,9 @@ def _check_values(a, name):
 # %% ../../nbs/micrographs/00_reading.ipynb #bfe7e6e9
 def _resampled_axis(image, axis, m):  # to m pixels along one axis; float32
     n = image.shape[axis]
-    waves = dct(np.moveaxis(np.asarray(image, np.float32), axis, -1), norm='ortho')[:, :m]
+    waves = scipy.fft.dct(np.moveaxis(np.asarray(image, np.float32), axis, -1), norm='ortho')[:, :m]
     waves = np.pad(waves, [(0, 0), (0, max(0, m - n))])*np.float32((m/n)**.5)
-    return np.moveaxis(idct(waves, norm='ortho', overwrite_x=True), -1, axis)
+    return np.moveaxis(scipy.fft.idct(waves, norm='ortho', overwrite_x=True), -1, axis)
 
 # %% ../../nbs/micrographs/00_reading.ipynb #bab2bee9
 def resampled(
@@ -517,7 +536,7 @@ def _square(a, scales, name):  # → array with square pixels, Å per pixel, not
 HOT = 15.  # standard deviations of a pixel's difference from the local median
 
 def _without_hot_pixels(a):  # → image in which hot pixels have the local median, and how many there were
-    local = median_filter(a, 3, mode='mirror')
+    local = scipy.ndimage.median_filter(a, 3, mode='mirror')
     excess = a - local
     low, high = np.quantile(excess[::1 + a.shape[0]//1024, ::1 + a.shape[1]//1024], (.001, .999))
     usual = excess[(excess >= low) & (excess <= high)]
@@ -564,11 +583,11 @@ def burnt_in(
     out = np.zeros(a.shape, bool)
     levels, boxes = zip(*[_bars(a, level, tolerance) for level in (a.max(), a.min())])
     for box in chain(*boxes): _mask_around(out, box, levels)
-    return binary_dilation(out, iterations=2) if out.any() else out
+    return scipy.ndimage.binary_dilation(out, iterations=2) if out.any() else out
 
 # %% ../../nbs/micrographs/00_reading.ipynb #1d2e4fb3
 def _paint_over(a, hidden):  # grey levels drawn at random from the surroundings
-    around = binary_dilation(hidden, iterations=12) & ~hidden
+    around = scipy.ndimage.binary_dilation(hidden, iterations=12) & ~hidden
     out = a.copy()
     out[hidden] = rng(0, 'paint').choice(a[around], hidden.sum())
     return out
@@ -589,7 +608,7 @@ def _without_colours(a, header):  # → image with a grey level in place of a co
 
 def _repaired(a, jpeg, drawn):  # → image without scale bar and hot pixels, mask of the bar, notes
     hidden, notes = burnt_in(a, 12. if jpeg else 0.), ()
-    if drawn.any(): hidden = hidden | binary_dilation(drawn, iterations=2)
+    if drawn.any(): hidden = hidden | scipy.ndimage.binary_dilation(drawn, iterations=2)
     if hidden.any():
         what = f'coloured scale bar ({drawn.mean():.1%} of the pixels)' if drawn.any() else 'burnt-in scale bar'
         a, notes = _paint_over(a, hidden), (f'a {what} is painted over',)
@@ -653,6 +672,13 @@ def file_header(
 )->dict:  # mode, voltage_kv, camera, magnification, date, image: what of it there is; electrons, stored_as
     "What a file says of itself, without reading the pixels."
     return _pixels(Path(path), 'count', number)[1].get('file', {})
+
+def image_pixels(
+    path:str|Path,
+    number:int|None=None,  # as for `read`
+)->tuple[int,int]:  # rows, columns
+    "How many pixels an image has, without reading them."
+    return tuple(_pixels(Path(path), 'count', number)[1]['pixels'])
 
 # %% ../../nbs/micrographs/00_reading.ipynb #ca60aad7
 def frames(

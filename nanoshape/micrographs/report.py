@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['DPI', 'PAGE_HEAD', 'CAUTION', 'LEGEND', 'LONGEST', 'class_colors', 'overlay', 'png_url', 'picture', 'html_page',
-           'network_pictures', 'summarise', 'file_words', 'label_file', 'in_file_pixels', 'in_square_pixels',
-           'write_report']
+           'network_pictures', 'summarise', 'file_words', 'shape_notes', 'label_file', 'in_file_pixels',
+           'in_square_pixels', 'write_report']
 
 # %% ../../nbs/micrographs/04_report.ipynb #c4b93cba
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-import base64, re, zipfile
+import base64, json, re, zipfile
 
 import numpy as np
 import pandas as pd
@@ -154,14 +154,17 @@ def _curves_picture(card):  # for `html_page`
                 alt='training and validation loss and accuracy against epoch')
 
 # %% ../../nbs/micrographs/04_report.ipynb #da1b84f3
+_drawn = {}  # test and log of a card, as text → pictures: a folder's images have the same network
+
 def network_pictures(
     card:Card,  # its `test` and `log` are shown, where it has them
 )->list[dict]:
     "Confusion matrix and learning curves of a network, as pictures for `html_page`."
-    pictures = []
-    if card.test: pictures.append(_confusion_picture(card.test))
-    if card.log: pictures.append(_curves_picture(card))
-    return pictures
+    key = json.dumps([card.classes, card.test, card.log])
+    if key not in _drawn:
+        pictures = [_confusion_picture(card.test)] if card.test else []
+        _drawn[key] = pictures + ([_curves_picture(card)] if card.log else [])
+    return _drawn[key]
 
 # %% ../../nbs/micrographs/04_report.ipynb #8d2deb24
 def _counts_text(values): return ', '.join(f'{n} {v}' for v, n in values.value_counts().items())
@@ -240,7 +243,11 @@ def _element_notes(table, assumed):  # of which element the planes are
     names = 'No element was named, so the planes are' if assumed else 'Planes are'
     return [f'{names} those of {e}{": name another with --element" if assumed else ""}.' for e in table.element[:1]]
 
-def _shape_notes(table, classes):  # that the network gives one answer to nearly everything
+def shape_notes(
+    table:pd.DataFrame,  # of an image, or of a folder, a row per particle
+    classes:Sequence[str],
+)->list[str]:
+    "That the network gives one answer to nearly everything, if it does."
     if (one := one_sided(table, classes)) is None: return []
     shape, n, whole = one
     return [f'The network does not know these particles: {n} of {whole} whole ones got the same first choice, {shape}. '
@@ -256,7 +263,7 @@ def _sizes_notes(m, card, element):  # why shapes are withheld for the whole ima
 
 # %% ../../nbs/micrographs/04_report.ipynb #109518fa
 def _page_notes(m, table, card, detector, element, notes):  # element: None where it is assumed
-    return [*filter(None, [file_words(m)]), *_sizes_notes(m, card, element), *notes, *_shape_notes(table, card.classes),
+    return [*filter(None, [file_words(m)]), *_sizes_notes(m, card, element), *notes, *shape_notes(table, card.classes),
             *_pixel_notes(m), detector.how(m), *([] if sizes_only(m, card, element) else _element_notes(table, not element)),
             *_focus_notes(m, table), CAUTION]
 
