@@ -217,7 +217,14 @@ def particle_map(
     return out
 
 # %% ../../nbs/datasets/01_samples.ipynb #d2bfdd8e
-GAP_FILLED, BLUR, THINNEST = 1.4, 1., .5  # Å
+GAP_FILLED, BLUR, THINNEST = 1.4, 1.3, .5  # Å
+
+def _shared(p, n):  # atoms (n, n), each shared among the four pixels around it; positions in pixels
+    out, low = np.zeros((n, n)), np.floor(p).astype(int)
+    for dx, dy in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        share = np.abs(1 - np.array((dx, dy)) - (p - low)).prod(1)
+        np.add.at(out, ((low[:, 1] + dy) % n, (low[:, 0] + dx) % n), share)
+    return out
 
 def _covered(hits, pixel):  # bool (n, n): within RIM of atoms, narrow gaps closed
     far = int(np.ceil((RIM + GAP_FILLED)/pixel)) + 2
@@ -230,10 +237,10 @@ def thickness_map(
     volume:float,  # Å³ per atom
 )->np.ndarray:  # float16 (n, n), Å
     "Projected thickness of a particle, 0 outside of it."
-    pixel, count = width/n, np.zeros((n, n))
+    pixel, inside = width/n, np.zeros((n, n), bool)
     x, y = np.round(p.T/pixel).astype(int) % n
-    np.add.at(count, (y, x), volume/pixel**2)
-    inside = _covered(count > 0, pixel)
+    inside[y, x] = True
+    inside, count = _covered(inside, pixel), _shared(p/pixel, n)*volume/pixel**2
     t = gaussian_filter(count, BLUR/pixel, mode='wrap')*inside
     return np.where(inside, np.maximum(t*count.sum()/t.sum(), THINNEST), 0).astype(np.float16)
 

@@ -20,7 +20,7 @@ from ase.cluster import Icosahedron
 from ase.data import atomic_numbers
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import HalfspaceIntersection, cKDTree
+from scipy.spatial import HalfspaceIntersection, QhullError, cKDTree
 from ..core import NM, UserError, rng
 from .orientations import axis_angle, random_rotation
 from .structures import (MACKAY, Polyhedron, decahedral_points, fcc_points, lattice_constant,
@@ -54,11 +54,12 @@ def closed(
 )->Polyhedron:
     "The convex body of these facets. Raises `UserError` if they close none."
     try: corners = HalfspaceIntersection(np.column_stack([normals, -np.asarray(distances)]), np.zeros(3)).intersections
-    except ValueError: corners = np.full((1, 3), np.inf)
+    except (ValueError, QhullError): corners = np.full((1, 3), np.inf)
     r = np.linalg.norm(corners, axis=1).max()
     if not r < 1e3*np.max(distances): raise UserError('these facets close no body: give some on every side')
-    real = (corners@normals.T).max(0) > distances - 1e-6*r
-    return Polyhedron(normals[real], distances[real]/r, corners/r)
+    corners, distances = np.unique((corners/r).round(9), axis=0), np.asarray(distances)/r
+    real = (corners@normals.T > distances - 1e-6).sum(0) > 2  # what touches a corner or an edge is no facet
+    return Polyhedron(normals[real], distances[real], corners)
 
 # %% ../../nbs/simulate/09_forms.ipynb #ce8e90dc
 @dataclass(frozen=True)
