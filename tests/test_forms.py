@@ -183,7 +183,8 @@ def test_samples_are_pure_and_their_labels_say_what_they_are():
 
 def test_pixels_per_lattice_constant_are_equal():
     for e in ('Au', 'Cu'):
-        r = make_recipe(**MIXED | dict(element=e, classes=['facetted crystal'], size_nm=2.5, irregularity=0., surface=0., strain=0., support_nm=0))
+        ideal = dict(size_nm=2.5, irregularity=0., surface=0., strain=0., support_nm=0)
+        r = make_recipe(**MIXED | ideal | dict(element=e, classes=['facetted crystal']))
         scene = sample(r, 0)[0]
         assert np.isclose(scene.cell[0, 0]/nearest(scene.positions), 40/(4.08/2**.5), rtol=2e-3) and np.isclose(scale_of(r, 0), lattice_constant(e)/4.08)
 
