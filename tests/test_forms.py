@@ -186,7 +186,8 @@ def test_pixels_per_lattice_constant_are_equal():
         ideal = dict(size_nm=2.5, irregularity=0., surface=0., strain=0., support_nm=0)
         r = make_recipe(**MIXED | ideal | dict(element=e, classes=['facetted crystal']))
         scene = sample(r, 0)[0]
-        assert np.isclose(scene.cell[0, 0]/nearest(scene.positions), 40/(4.08/2**.5), rtol=2e-3) and np.isclose(scale_of(r, 0), lattice_constant(e)/4.08)
+        lattice = lattice_constant(e)/4.08
+        assert np.isclose(scene.cell[0, 0]/nearest(scene.positions), 40/(4.08/2**.5), rtol=2e-3) and np.isclose(scale_of(r, 0), lattice)
 
 
 def test_waves_and_images_of_several_energies_and_metals_are_those_of_each_alone():
