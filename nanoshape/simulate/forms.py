@@ -128,6 +128,7 @@ def icosahedral(
     irregularity:float=0.,
     roundness:float=0.,
 )->Outline:
+    "The outline of an icosahedron, each face at a distance of its own."
     body = polyhedron('icosahedron')
     factors = 1 + irregularity*generator.uniform(-1, 1, len(body.normals))
     return rounded(closed(body.normals, body.distances*factors), roundness)
