@@ -33,7 +33,7 @@ def test_a_grid_is_walked_in_turn():
     spec = {'grid': [-4, 4, 5]}
     assert [draw(spec, rng(0), k) for k in range(6)] == [-4, -2, 0, 2, 4, -4]
     assert {draw(spec, rng(0, k)) for k in range(50)} == {-4, -2, 0, 2, 4}
-    assert set(SPREADS_TAKE) == {'fixed', 'uniform', 'loguniform', 'normal', 'choice', 'grid'}
+    assert set(SPREADS_TAKE) == {'fixed', 'uniform', 'loguniform', 'normal', 'choice', 'mixture', 'grid'}
 
 
 @pytest.mark.parametrize('bad, path', [

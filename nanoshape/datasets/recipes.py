@@ -20,17 +20,25 @@ from ..simulate.multislice import PLANES
 from ..simulate.potential import EDGES
 from ..simulate.structures import lattice_constant, SHAPES, UNSEEN
 from ..simulate.columns import SURFACES, zone
+from ..simulate.forms import FORMS, LIMITS, TEST_FORMS
 
 # %% ../../nbs/datasets/00_recipes.ipynb #d68a015b
 Spread = float|dict  # a number or a distribution
 SPREADS_TAKE = {  # distribution → how many numbers it takes; None: any number of them
-    'fixed': 1, 'uniform': 2, 'loguniform': 2, 'normal': 2, 'choice': None, 'grid': 3}
+    'fixed': 1, 'uniform': 2, 'loguniform': 2, 'normal': 2, 'choice': None, 'mixture': None, 'grid': 3}
 
 # %% ../../nbs/datasets/00_recipes.ipynb #49e210a1
 def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
 
 # %% ../../nbs/datasets/00_recipes.ipynb #e2c12d71
+def _check_mixture(v, key):  # its ranges
+    if not v: raise UserError(f'{key} needs some ranges, such as [[0, 1], [5, 8]], not {v!r}')
+    for part in v:
+        if not isinstance(part, list): raise UserError(f'{key} needs ranges such as [[0, 1], [5, 8]], not {v!r}')
+        _check_numbers('uniform', part, key)
+
 def _check_numbers(name, v, key):  # the numbers of one distribution
+    if name == 'mixture': return _check_mixture(v, key)
     n = SPREADS_TAKE[name]
     if not all(map(_number, v)) or len(v) != (n or max(len(v), 1)):
         raise UserError(f'{key} needs {n or "some"} numbers, not {v!r}')
@@ -64,7 +72,7 @@ def _name_and_numbers(spec): return next(iter(spec.items())) if isinstance(spec,
 def bounds(spec:Spread)->tuple[float,float]:
     "Smallest and largest value that `spec` can give."
     name, v = _name_and_numbers(spec)
-    v = v if isinstance(v, list) else [v]
+    v = sum(v, []) if name == 'mixture' else v if isinstance(v, list) else [v]
     if name == 'normal': return v[0] - CUTOFF*v[1], v[0] + CUTOFF*v[1]
     return (v[0], v[1]) if name == 'grid' else (min(v), max(v))
 
@@ -77,6 +85,7 @@ def draw(
     name, v = _name_and_numbers(spec)
     if name == 'fixed': return float(v[0] if isinstance(v, list) else v)
     if name == 'choice': return float(v[generator.integers(len(v))])
+    if name == 'mixture': name, v = 'uniform', v[generator.integers(len(v))]
     if name == 'grid':
         steps = np.linspace(v[0], v[1], int(v[2])) if v[2] > 1 else [(v[0] + v[1])/2]
         return float(steps[generator.integers(len(steps)) if turn is None else turn % len(steps)])
@@ -86,7 +95,7 @@ def draw(
 # %% ../../nbs/datasets/00_recipes.ipynb #d0c3a03c
 _CRYSTALLINITY = 'amorphous', 'monocrystalline', 'polycrystalline'
 KINDS = {'particles': SHAPES + UNSEEN, 'grains': _CRYSTALLINITY, 'columns': SURFACES, 'field': SHAPES + UNSEEN,
-         'patterns': _CRYSTALLINITY}  # and their classes
+         'patterns': _CRYSTALLINITY, 'forms': FORMS + TEST_FORMS}  # and their classes
 
 # %% ../../nbs/datasets/00_recipes.ipynb #71c6b461
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +107,21 @@ class SampleSet:
     structures: int = 100  # shared among the classes
     views: int = 1  # orientations of each
     images: int = 1  # frozen images of each wave
-    classes: tuple = ()  # default: `SHAPES` for particles and fields, else all that the kind has
+    classes: tuple = ()  # default: `SHAPES` for particles and fields, `FORMS` for forms, else all that the kind has
     weights: tuple = ()  # shares of the classes; default: equal
 
 # %% ../../nbs/datasets/00_recipes.ipynb #4c3b49be
 @dataclass(frozen=True, kw_only=True)
 class Specimen(SampleSet):
     "What is imaged."
-    element: str = 'Au'
+    element: str|tuple = 'Au'  # forms: or a list of metals
     size_nm: Spread = 5.  # diameter; particles: of the sphere through the corners; columns: of the outline
-    truncation: Spread = 1/3  # of truncated octahedra
+    truncation: Spread = 1/3  # of truncated octahedra, 0 … ½; of forms, 0 octahedron … ½ cuboctahedron … 1 cube
+    edges: Spread = 0.  # forms: depth of the {110} facets
+    irregularity: Spread = 0.  # forms: share by which each facet's distance varies
+    roundness: Spread = 0.  # forms: 0 … 1, a sphere
+    surface: Spread = 0.  # forms: share of the surface atoms missing (< 0) or added (> 0)
+    strain: Spread = 0.  # forms: largest principal strain
     surface_energies: dict|None = None  # of Wulff shapes, under '111', '100' …
     models: float = 0.  # grains: share of closed-shell models among crystals
     facets: float = 0.  # grains: share of the other crystals that have {111} and {100} facets
@@ -138,7 +152,7 @@ class Calculation(Specimen):
     planes: str = 'middle'  # where a slice's potential acts
     debye_waller: bool = True  # damping by thermal motion at room temperature
     absorption: float = 0.  # imaginary over real potential
-    energy_kev: float = 300.
+    energy_kev: Spread = 300.  # drawn for each structure, since its wave depends on it
 
 # %% ../../nbs/datasets/00_recipes.ipynb #bfef6a23
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +201,7 @@ def __len__(self:Recipe): return self.structures*self.views
 NEWER_KEYS = {  # keys that the first data sets did not have, and the value that they imply
     'touching': 0., 'facets': 0., 'wave_gpts': 'out_gpts', 'edge': 'taper', 'planes': 'entrance', 'debye_waller': False,
     'absorption': 0., 'foci': 1, 'aperture_mrad': None, 'pixel_integration': False, 'ntf': None, 'dqe': 1., 'gain': 1.,
-    'offset': 0.}
+    'offset': 0., 'edges': 0., 'irregularity': 0., 'roundness': 0., 'surface': 0., 'strain': 0.}
 
 def _implied(values, k): return values['out_gpts'] if k == 'wave_gpts' else NEWER_KEYS[k]
 
@@ -198,13 +212,13 @@ def fingerprint(recipe:Recipe)->str:
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/datasets/00_recipes.ipynb #5c83daaa
-_POSITIVE = 'structures', 'views', 'images', 'box_nm', 'gpts', 'out_gpts', 'slice_nm', 'energy_kev', 'foci'
+_POSITIVE = 'structures', 'views', 'images', 'box_nm', 'gpts', 'out_gpts', 'slice_nm', 'foci'
 _MAY_BE_NONE = 'mtf', 'ntf', 'aperture_mrad'
 _SPREADS = tuple(k for k, t in get_type_hints(Recipe).items() if t == Spread)
 _TYPES = {  # annotation → types of Python that will do, and their name in a message
     float: ((int, float), 'a number'), int: (int, 'a whole number'), str: (str, 'a text'), bool: (bool, 'true or false'),
     tuple: ((list, tuple), 'a list'), dict|None: ((dict, type(None)), 'a table'),
-    str|int: ((str, int), 'a text or a number')}
+    str|int: ((str, int), 'a text or a number'), str|tuple: ((str, list, tuple), 'a text or a list')}
 
 # %% ../../nbs/datasets/00_recipes.ipynb #5918560f
 def _check_type(key, value, annotation):
@@ -241,6 +255,15 @@ def _check_support(r):
         if k in _OPTION_LIMITS and not 0 <= bounds(v)[0] <= bounds(v)[1] < _OPTION_LIMITS[k]:
             raise UserError(f'support_options.{k} must lie between 0 and {_OPTION_LIMITS[k]:g}, not {bounds(v)}')
 
+# %% ../../nbs/datasets/00_recipes.ipynb #897ba0a9
+def _check_elements(r):
+    if r.kind == 'columns': return zone(r.material, r.zone)
+    several = not isinstance(r.element, str)
+    if several and r.kind != 'forms':
+        raise UserError(f'element: {r.kind} are of one metal, and {list(r.element)!r} are several: name one')
+    if several and not r.element: raise UserError('element must name at least one metal')
+    for e in r.element if several else [r.element]: lattice_constant(str(e))
+
 # %% ../../nbs/datasets/00_recipes.ipynb #f83acbe5
 def _check_named(r):  # orientations, materials, and how a slice acts
     for k, known in (('edge', EDGES), ('planes', PLANES)):
@@ -248,7 +271,7 @@ def _check_named(r):  # orientations, materials, and how a slice acts
     if isinstance(r.orientations, str) and r.orientations not in ('random', 'facet down') \
             or isinstance(r.orientations, int) and r.orientations < 1:
         raise UserError(f"orientations must be 'random', 'facet down' or a number above 0, not {r.orientations!r}")
-    zone(r.material, r.zone) if r.kind == 'columns' else lattice_constant(r.element)
+    _check_elements(r)
 
 # %% ../../nbs/datasets/00_recipes.ipynb #4b86aa25
 _NOT_NEGATIVE = ('support_nm', 'dose', 'focal_spread_nm', 'angular_spread_mrad', 'vibration_nm', 'readout_noise',
@@ -271,9 +294,9 @@ _LIMITS = {'vacancies': (0, .5), 'adatoms': (0, 1), 'models': (0, 1), 'facets': 
            'truncation': (0, .5), 'particles': (0, 10000)}
 
 def _check_limits(r):
-    for k, (low, high) in _LIMITS.items():
-        b = bounds(getattr(r, k))
-        if b[0] < low or b[1] > high or (k == 'truncation' and not low < b[0] <= b[1] < high):
+    for k, (low, high) in (_LIMITS | (LIMITS if r.kind == 'forms' else {})).items():
+        b, ends = bounds(getattr(r, k)), k != 'truncation' or r.kind == 'forms'
+        if b[0] < low or b[1] > high or not (ends or low < b[0] <= b[1] < high):
             raise UserError(f'{k} must lie between {low:g} and {high:g}, not {b}')
 
 # %% ../../nbs/datasets/00_recipes.ipynb #a1d44ca4
@@ -294,14 +317,21 @@ def _check_values(r):
         v = getattr(r, k)
         if v is not None and not bounds(v)[0] > 0: raise UserError(f'{k} must be above 0, not {v!r}')
     if not 0 <= r.absorption < 1: raise UserError(f'absorption must lie between 0 and 1, not {r.absorption!r}')
+    if not bounds(r.energy_kev)[0] > 0: raise UserError(f'energy_kev must be above 0, not {r.energy_kev!r}')
 
 # %% ../../nbs/datasets/00_recipes.ipynb #f4aee6dd
+_FORM_DEFAULTS = dict(  # our choice
+    truncation={'uniform': [0, 1]}, edges={'mixture': [[0, 0], [0, .12]]}, irregularity={'uniform': [0, .2]},
+    roundness={'mixture': [[0, .3], [0, 1]]}, surface={'uniform': [-.1, .1]}, strain={'uniform': [0, .01]})
+
 def _normalised(values):  # with default classes, lists as tuples, and plain numbers of distributions as floats
     kind = values.get('kind', 'particles')
-    classes = values.get('classes', SHAPES if kind in ('particles', 'field') else KINDS.get(kind, ('',)))
+    usual = {'particles': SHAPES, 'field': SHAPES, 'forms': FORMS}
+    classes = values.get('classes', usual.get(kind, KINDS.get(kind, ('',))))
     lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-    numbers = {k: float(v) for k, v in values.items() if k in _SPREADS and _number(v)}
-    return {**values, **lists, **numbers, 'classes': tuple(classes)}
+    as_they_are = 'energy_kev',  # once a plain number, on which fingerprints depend
+    numbers = {k: float(v) for k, v in values.items() if k in _SPREADS and k not in as_they_are and _number(v)}
+    return (_FORM_DEFAULTS if kind == 'forms' else {}) | {**values, **lists, **numbers, 'classes': tuple(classes)}
 
 # %% ../../nbs/datasets/00_recipes.ipynb #bbd47948
 def make_recipe(

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from ..core import NM, UserError, project_root, rng, whole_file
 from .recipes import DRAWN_LAST, Recipe, make_recipe
-from .samples import MAPS, conditions, sample, truth_map
+from .samples import MAPS, conditions, energy_of, sample, truth_map
 from ..simulate.microscope import Microscope, changed, intensity
 from ..simulate.multislice import debye_waller_factors, exit_waves, frozen_phonons
 
@@ -33,7 +33,7 @@ def exact_image(
     "A sample's image by the most exact path, under its frozen conditions."
     atoms, points = sample(recipe, i)[0], 2*round(recipe.box_nm*NM/pixel/2)
     moved = frozen_phonons(atoms, debye_waller_factors(set(atoms.symbols)), phonons, rng(recipe.seed, 'phonons', i))
-    waves = exit_waves(moved, points, recipe.energy_kev*1e3, SLICE, absorption=recipe.absorption)
+    waves = exit_waves(moved, points, energy_of(recipe, i//recipe.views), SLICE, absorption=recipe.absorption)
     m = changed(conditions(recipe, [i]), foci=REFERENCE_FOCI)
     return intensity(waves, m, recipe.sampling, recipe.out_gpts).double().mean(0).float()
 

@@ -121,7 +121,8 @@ def _check_card(card):  # what no value shows by itself
         for k in _READ_AGAIN:
             if k in r: check_spread(r[k], f'the recipe\'s {k}')
         for k in ('element', 'material'):
-            if k in r and not _name(r[k]): raise UserError(f'the recipe\'s {k} must be a name, not {repr(r[k])[:60]}')
+            if k in r and not (_name(r[k]) or _names(r[k])):
+                raise UserError(f'the recipe\'s {k} must be a name, or some, not {repr(r[k])[:60]}')
 
 def _whole_recipes(card): return [r for r in (*card.recipes, card.recipe) if isinstance(r, dict)]
 
@@ -190,14 +191,16 @@ class TrainingRanges:
 # %% ../../nbs/learn/03_network.ipynb #48180933
 def _union(ranges): return (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
 
-def _material(recipe): return recipe.get('material' if recipe.get('kind') == 'columns' else 'element')
+def _materials(recipe):  # names
+    found = recipe.get('material' if recipe.get('kind') == 'columns' else 'element') or ()
+    return (found,) if isinstance(found, str) else tuple(found)
 
 # %% ../../nbs/learn/03_network.ipynb #b5e4bfeb
 def training(card:Card)->TrainingRanges:
     "What the card says of the training. Its own keys go before those of its recipes."
     recipes = _whole_recipes(card)
     spanned = lambda k: _union([bounds(r[k]) for r in recipes if k in r])
-    elements = (card.material,) if card.material else tuple(dict.fromkeys(filter(None, map(_material, recipes))))
+    elements = (card.material,) if card.material else tuple(dict.fromkeys(e for r in recipes for e in _materials(r)))
     energies = (card.energy_kev,)*2 if card.energy_kev else spanned('energy_kev')
     return TrainingRanges(elements or None, energies, card.defocus_nm or spanned('defocus_nm'), spanned('dose'),
                           card.feret_range_nm, card.heights)

@@ -36,16 +36,17 @@ CONDITIONS = dict(
     dqe=1.,  # detective quantum efficiency at frequency 0; below 1: the detector adds noise to that of the electrons
     readout_noise=0.,  # counts, standard deviation per pixel
     gain=1., offset=0.,  # recorded value per electron, and of a pixel without electrons
+    scale=1.,  # width of a pixel over the `sampling` that is given for the whole batch
 )
 FOCI = 3  # nodes of the average over focus
 
 # %% ../../nbs/simulate/07_microscope.ipynb #590ad05f
 class Microscope:
-    """Imaging conditions: a beam energy in eV, the detector, and numbers or tensors (one value per image) under the
-    names of `CONDITIONS` or their aliases. `foci`: nodes of the average over focus, or (offsets, weights) as from
+    """Imaging conditions: a beam energy in eV (or a tensor of them, one per image), the detector, and numbers or tensors
+    under the names of `CONDITIONS` or their aliases. `foci`: nodes of the average over focus, or (offsets, weights) as from
     `focus_nodes`; 1: the quasi-coherent approximation. `mtf` acts on signal and noise; `ntf`, where given, on the
     noise instead. Raises `UserError` for other names, and for a condition given twice."""
-    def __init__(self, energy:float=300e3, mtf=None, pixel_integration:bool=False, foci=FOCI, ntf=None, **conditions):
+    def __init__(self, energy:Number=300e3, mtf=None, pixel_integration:bool=False, foci=FOCI, ntf=None, **conditions):
         self.energy, self.mtf, self.pixel_integration, self.foci, self.ntf = energy, mtf, pixel_integration, foci, ntf
         self.values = {}
         for k, v in conditions.items():
@@ -62,7 +63,8 @@ class Microscope:
         if k not in CONDITIONS: raise AttributeError(k)
         return self.values.get(k, CONDITIONS[k])
     def __repr__(self):
-        return f'Microscope({self.energy:g} eV, ' + ', '.join(f'{k}={v}' for k, v in self.values.items()) + ')'
+        energy = f'{self.energy:g}' if isinstance(self.energy, (int, float)) else self.energy
+        return f'Microscope({energy} eV, ' + ', '.join(f'{k}={v}' for k, v in self.values.items()) + ')'
 
 # %% ../../nbs/simulate/07_microscope.ipynb #16922111
 def changed(
@@ -80,7 +82,11 @@ def _map(m, f):  # the same conditions, with f applied to every tensor
     new = changed(m)
     one = lambda v: f(v) if isinstance(v, torch.Tensor) else v
     new.values, new.mtf, new.ntf = {k: one(v) for k, v in m.values.items()}, one(m.mtf), one(m.ntf)
+    new.energy = one(m.energy)
     return new
+
+def _tensors(m):  # what has one value per image
+    return [v for v in (m.energy, *m.values.values()) if isinstance(v, torch.Tensor)]
 
 # %% ../../nbs/simulate/07_microscope.ipynb #9e67fa43
 def to_device(m:Microscope, device:torch.device|str)->Microscope:
@@ -99,6 +105,27 @@ def _per_image(v, like):  # a condition as a tensor (..., 1, 1) of the dtype and
     return torch.as_tensor(v, dtype=like.dtype, device=like.device)[..., None, None]
 
 def _nonzero(v): return isinstance(v, torch.Tensor) or bool(v)  # can this condition change an image?
+
+# %% ../../nbs/simulate/07_microscope.ipynb #f140498d
+def _wavelength(m, like):  # Å: a number, or a tensor (..., 1, 1) of the dtype and device of `like`
+    if not isinstance(m.energy, torch.Tensor): return wavelength(m.energy)
+    lam = torch.tensor([wavelength(e) for e in m.energy.flatten().tolist()], dtype=torch.float64)
+    return _per_image(lam.reshape(m.energy.shape), like)
+
+# %% ../../nbs/simulate/07_microscope.ipynb #16e26428
+_LENGTHS = (*(f'C{n}{m}' for n, m in ORDERS), 'focal_spread', 'vibration')
+_REST, _HC = 510998.95, 12398.41984  # eV, rest energy of an electron; eV Å
+
+def _energy(lam): return ((_HC/lam)**2 + _REST**2)**.5 - _REST  # the inverse of `wavelength`
+
+def _unscaled(m):  # conditions that give the same noise-free image with a `scale` of 1
+    if 'scale' not in m.values: return m
+    new, s = changed(m), m.scale
+    new.values = {k: v/s if k in _LENGTHS else v for k, v in m.values.items() if k != 'scale'}
+    like = torch.zeros(1, dtype=torch.float64, device=s.device if isinstance(s, torch.Tensor) else None)
+    lam = _wavelength(m, like)/(_per_image(s, like) if isinstance(s, torch.Tensor) else s)
+    new.energy = _energy(lam[..., 0, 0] if isinstance(lam, torch.Tensor) else lam)
+    return new
 
 # %% ../../nbs/simulate/07_microscope.ipynb #53f9efeb
 def _aberrations(m, w, phi):  # χ·λ/2π and its gradient along and across ω, for the aberrations that are given
@@ -134,8 +161,9 @@ def transfer(
     device=None, dtype=torch.float32,
 )->torch.Tensor:  # complex (..., y, x), FFT order; leading axes are those of the conditions
     "Quasi-coherent wave transfer function: aperture × exp(−iχ) × temporal and spatial envelopes."
-    lam, round_lens = wavelength(m.energy), not any(_nonzero(getattr(m, f'C{n}{k}')) for n, k in ORDERS if k)
+    m = _unscaled(m)
     gy, gx = frequencies(shape, sampling, device, dtype)
+    lam, round_lens = _wavelength(m, gx), not any(_nonzero(getattr(m, f'C{n}{k}')) for n, k in ORDERS if k)
     if round_lens: gy, gx = gy[:shape[0]//2 + 1].abs(), gx[:, :shape[1]//2 + 1].abs()
     w = lam*(gy**2 + gx**2).sqrt()
     chi, along, across = _aberrations(m, w, torch.atan2(gy, gx))
@@ -179,7 +207,7 @@ def _lens(m, shape, sampling, like):  # transfer of the wave, once for all foci;
 
 def _refocusing(z, m, sampling, like):  # factors (…, y, 1) and (…, 1, x) for z times the focal spread of additional underfocus
     g = frequencies(like.shape[-2:], sampling, like.device, like.real.dtype)
-    phases = (torch.pi*wavelength(m.energy)*z*_per_image(m.focal_spread, q)*q**2 for q in g)
+    phases = (torch.pi*_wavelength(m, like.real)*z*_per_image(m.focal_spread, q)*q**2 for q in g)
     return [torch.polar(torch.ones_like(p), p) for p in phases]
 
 # %% ../../nbs/simulate/07_microscope.ipynb #748a90e4
@@ -280,13 +308,12 @@ def _image(spectrum, m, sampling, shape, lens=None):  # noise-free images from w
 CHUNK = 2**17  # pixels that one thread counts
 
 def _batch(waves, m):  # number of images, if waves and conditions together are one plain batch; else None
-    tensors = [v for v in m.values.values() if isinstance(v, torch.Tensor)]
-    shape = torch.broadcast_shapes(waves.shape[:-2], *(v.shape for v in tensors))
+    shape = torch.broadcast_shapes(waves.shape[:-2], *(v.shape for v in _tensors(m)))
     return shape[0] if len(shape) == 1 else None
 
 # %% ../../nbs/simulate/07_microscope.ipynb #3f5aa9ff
 def _one_of(n, waves, m, sampling, shape):  # a function of k: `_image` number k of a batch of n
-    tensors, points = [v for v in m.values.values() if isinstance(v, torch.Tensor)], waves.shape[-2:]
+    tensors, points = _tensors(m), waves.shape[-2:]
     same, one_wave = not any(len(v) == n for v in tensors), waves.ndim == 2 or len(waves) == 1  # for all images
     spectrum = torch.fft.fft2(waves) if one_wave else None
     lens = _lens(m, points, _of_wave(sampling, shape, points), waves) if same else None
@@ -296,8 +323,7 @@ def _one_of(n, waves, m, sampling, shape):  # a function of k: `_image` number k
     return image
 
 def _differentiable(waves, m):  # are gradients wanted, of the waves or of a condition?
-    tensors = (v for v in (waves, *m.values.values()) if isinstance(v, torch.Tensor))
-    return torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
+    return torch.is_grad_enabled() and any(v.requires_grad for v in (waves, *_tensors(m)))
 
 # %% ../../nbs/simulate/07_microscope.ipynb #3618992f
 FAINT = .05  # amplitude of a transferred beam, relative to the incident one, below which it does not count
@@ -308,9 +334,10 @@ def displacement(
 )->float:  # Å
     "How far focus, Cs and C5 displace a beam that is still transferred, at most."
     g = torch.linspace(0, band, 200)[None]
-    given = {k: v.detach().cpu() if isinstance(v, torch.Tensor) else v for k, v in m.values.items()}
-    m = Microscope(m.energy, **{k: v for k, v in given.items() if k in ('C10', 'C30', 'C50', 'focal_spread', 'angular_spread')})
-    lam = wavelength(m.energy)
+    m = _map(_unscaled(m), lambda v: v.detach().cpu())
+    given, round_ones = m.values, ('C10', 'C30', 'C50', 'focal_spread', 'angular_spread')
+    m = Microscope(m.energy, **{k: v for k, v in given.items() if k in round_ones})
+    lam = _wavelength(m, g)
     _, along, across = _aberrations(m, lam*g, torch.zeros_like(g))
     seen = _envelope(m, lam, lam*g, along, across) > FAINT
     if (a := given.get('aperture')) is not None: seen = seen & (lam*g <= _per_image(a, g))
@@ -333,7 +360,7 @@ def intensity(
     """Noise-free images on the camera's pixels, before the detector. Frequencies beyond the camera's Nyquist frequency are
     cut off, as if recorded finer and resampled. Raises `UserError` for a senseless pixel size, and where beams would
     leave the field on one side and come back on the other."""
-    shape, sampling = yx(gpts or tuple(waves.shape[-2:])), yx(sampling)
+    shape, sampling, m = yx(gpts or tuple(waves.shape[-2:])), yx(sampling), _unscaled(m)
     if not min(sampling) > 0: raise UserError(f'a pixel size of {sampling} Å makes no sense')
     _check_field(m, sampling, shape)
     n = _batch(waves, m)
@@ -424,7 +451,7 @@ def _plain(m):  # is the noise that of the electrons alone, behind the same MTF 
 
 def _recorded(image, m, sampling, generator, out=None):  # `out` may be the image itself, where nobody needs it any more
     if m.dose is not None:
-        scale = _per_image(m.dose, image)*math.prod(yx(sampling))
+        scale = _per_image(m.dose, image)*math.prod(yx(sampling))*_per_image(m.scale, image)**2
         counts = _poisson(image, scale, generator, out if _plain(m) else None)
         image = counts if _plain(m) else _blurred_noise(image*scale, counts, m, generator)
     if m.mtf is not None and (m.dose is None or _plain(m)): image = _filtered(image, _mtf(m.mtf, image))

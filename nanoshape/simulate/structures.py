@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'UNSEEN', 'PHI', 'FCC', 'MACKAY', 'CLOSED', 'WALL', 'GAP', 'PAD', 'CLOSEST', 'CONTACT', 'FORMATS', 'LARGEST',
-           'ONE_SITE', 'MOST_ATOMS', 'Polyhedron', 'polyhedron', 'facets', 'lattice_constant', 'fcc_points', 'particle',
-           'closed_shell', 'feret', 'projected_sizes', 'volume_equivalent_diameter', 'facet_normals', 'carbon_nanotube',
-           'assemble', 'facet_down', 'free_positions', 'write_structure', 'read_structure']
+           'ONE_SITE', 'MOST_ATOMS', 'Polyhedron', 'polyhedron', 'facets', 'lattice_constant', 'fcc_points',
+           'decahedral_points', 'particle', 'closed_shell', 'feret', 'projected_sizes', 'volume_equivalent_diameter',
+           'facet_normals', 'carbon_nanotube', 'assemble', 'facet_down', 'free_positions', 'write_structure',
+           'read_structure']
 
 # %% ../../nbs/simulate/02_structures.ipynb #25999b2f
 from collections.abc import Sequence
@@ -194,7 +195,11 @@ def _wedge_points(a, radius):  # positions (n, 3) of one wedge, ±36° about +x,
     return p
 
 # %% ../../nbs/simulate/02_structures.ipynb #fd25a1b2
-def _decahedral_points(a, radius, generator):  # positions (n, 3) that cover `radius`, off axis by up to half a bond
+def decahedral_points(
+    a:float, radius:float,  # Å
+    generator:np.random.Generator,  # draws where the axis lies, up to half a bond from the centre
+)->np.ndarray:  # (n, 3)
+    "Sites of five fcc crystals around an axis along z, which fill at least a sphere of the radius."
     b, wedge = a/2**.5, _wedge_points(a, radius)
     n = int(np.ceil(radius/b)) + 2
     axis = np.column_stack([np.zeros((2*n + 1, 2)), b*np.arange(-n, n + 1)])
@@ -205,7 +210,7 @@ def _decahedral_points(a, radius, generator):  # positions (n, 3) that cover `ra
 # %% ../../nbs/simulate/02_structures.ipynb #8998de45
 def _lattice_points(shape, fold, element, a, radius, generator):  # positions (n, 3) around a random centre
     if shape == 'icosahedron': return _icosahedral_points(element, a, radius, generator)
-    if fold == 5: return _decahedral_points(a, radius, generator)
+    if fold == 5: return decahedral_points(a, radius, generator)
     return fcc_points(a, radius, generator.random(3))
 
 # %% ../../nbs/simulate/02_structures.ipynb #b99fa480
