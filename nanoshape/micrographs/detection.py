@@ -334,6 +334,7 @@ def read_rois(
             if size > MAX_ROIS: raise UserError(f'{path} declares {size/2**20:.0f} MiB of outlines, more than can be read')
         rois = roiread(path)
         found = [c for r in (rois if isinstance(rois, list) else [rois]) for c in r.coordinates(multi=True) if len(c) > 2]
+    except UserError: raise
     except (OSError, ValueError, struct.error, IndexError, zipfile.BadZipFile): found = []
     if not found: raise UserError(f'{path} holds no outlines of ImageJ: save them in its ROI Manager')
     return [np.asarray(c, float) for c in found]
