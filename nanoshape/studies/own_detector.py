@@ -32,7 +32,7 @@ from ..micrographs.report import label_file
 from ..micrographs.survey import micrograph_files
 
 # %% ../../nbs/studies/03_own_detector.ipynb #8f09e41e
-_KINDS = '.tif', '.tiff', '.png'  # of label images
+_KINDS = '.tif', '.tiff', '.png', '.zip'  # of label images, and of ImageJ's ROIs
 
 def _places(path, labels):  # where a micrograph's labels may lie; labels: another folder
     if labels is None: return [path.with_name(label_file(path.name))]
