@@ -28,10 +28,10 @@ from nanoshape.core import project_root, provenance, shared_data
 
 REFUSED, SIZES = 'refused', 'sizes only'
 FILES = [  # file, pixel size in nm (None: not known), what else is right
-    ('real/files/berkeley_n_m.emd', .01225, 'dark-field lattice image: sizes only'),
+    ('real/files/berkeley_n_m.emd', .01225, 'a lattice image in dark field: its columns of atoms are no particles'),
     ('real/files/micrometres_shift_jis.tif', 2.99, 'sizes only'),
     ('real/files/velox_eels_eds.zip', None, 'a scanned image of a sound file: sizes, or a sentence that says what is missing'),
-    ('real/files/coloured_scale_bar.tif', None, 'a micrograph, no screenshot: its pixel size is asked for'),
+    ('real/files/coloured_scale_bar.tif', .02393, 'a micrograph, no screenshot; the pixel size is the file\'s own'),
     *((f'inputs/{name}', .0586, '18 particles or so') for name in ('A.dm3', 'ij_A.tif', 'ij_angstrom_escaped.tif', 'ij_um_escaped.tif',
                                                                    'ome_um.ome.tif', 'ij_oblong.tif', 'velox_fft_first.emd')),
     ('inputs/ij_inch96.tif', None, 'not known: asked for'), ('inputs/voxel_unset_1A.mrc', None, 'not known: asked for'),
@@ -104,8 +104,12 @@ def pixel(path, right_nm, right, folder):
         return row | dict(right=said, agrees=right_nm is None and row['status'] == 2 and word in row['answer'].replace('pixel-size', 'size'))
     agrees = right_nm is not None and abs(record['sampling_nm']/right_nm - 1) < .01
     named = int((t['shape'] != 'undetermined').sum())
-    if path.stem == 'Pt': agrees &= not t.planes.fillna('').str.contains(r'\?').any() and t.planes.fillna('').str.contains('111').any()
+    if path.stem == 'Pt':  # planes of Pt, 0.2265 and 0.1961 nm, within 3 %
+        planes = [(p, float(d)) for r in t.itertuples() for p, d in zip(str(r.planes).split(), str(r.spacings_nm).split())]
+        right = {'111': .2265, '200': .1961}
+        agrees &= {p for p, _ in planes} >= {*right} and all(abs(d/right[p] - 1) < .03 for p, d in planes if p in right)
     if path.stem.startswith('pt_200kV'): agrees &= named == 0
+    if path.stem.startswith('berkeley'): agrees &= not (t.equivalent_diameter_nm < .5).any()
     return row | dict(right=said, found=len(t), named=named, agrees=bool(agrees))
 
 

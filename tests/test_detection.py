@@ -251,7 +251,7 @@ def test_noise_holds_no_particles():
 SIZES = KEPT.with_name('sizes.safetensors')
 
 
-@pytest.mark.parametrize('side, pixel', [(1, 5.), (-1, 5.), (1, .3)])
+@pytest.mark.parametrize('side, pixel', [(1, 5.), (-1, 5.), (1, .5)])
 def test_particles_of_either_brightness_are_found_at_any_pixel_size(side, pixel):
     """Discs of 12 to 60 pixels; their sign turned, the mode turns; which pixel they have does not matter."""
     where = [(60, 60, 6), (60, 180, 12), (180, 70, 20), (180, 190, 30)]
@@ -278,3 +278,11 @@ def test_modes_of_real_catalysts_are_told_and_hardly_a_find_is_false():
 def test_particles_of_real_catalysts_are_found_as_well_as_was_wanted(mode, goal):
     t = pd.read_csv(ROOT/'data/results/catalysts.csv').query('image == "all"').set_index('mode')
     assert t.f1[mode] >= goal
+
+
+def test_columns_of_atoms_are_no_particles():
+    """Discs of 12, 24, 40 and 60 pixels, with pixels that make some or all of them narrower than 5 Å."""
+    true = discs((256, 256), (60, 60, 6), (60, 180, 12), (180, 70, 20), (180, 190, 30))
+    image = ndimage.gaussian_filter(.6*(true > 0), 1.) + np.random.default_rng(0).normal(1, .05, true.shape)
+    found = [Detector(SIZES).find(Micrograph(image.astype(np.float32), pixel, 'discs'))[0].max() for pixel in (.05, .1, .15, .3)]
+    assert found == [0, 1, 2, 3]

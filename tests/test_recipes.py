@@ -215,3 +215,12 @@ def test_facets_are_for_crystals_and_change_no_older_data_set():
     assert fingerprint(plain) == fingerprint(make_recipe(name='x', kind='grains', size_nm=2.5, support_nm=0, box_nm=4, facets=0.)) != fingerprint(cut)
     with pytest.raises(UserError, match='facets'):
         make_recipe(name='x', kind='grains', facets=1.5)
+
+
+def test_surface_energies_as_yaml_writes_them(tmp_path):
+    (tmp_path/'wulff.yaml').write_text('name: w\nclasses: [Wulff]\nsize_nm: 3\nbox_nm: 5\ngpts: 128\nout_gpts: 64\nsupport: none\nsupport_nm: 0\n'
+                                       'surface_energies: {111: 1.0, 001: 1.15}\n')
+    r = load_recipe(tmp_path/'wulff.yaml')
+    assert r.surface_energies == {'111': 1.0, '001': 1.15} and len(sample(r, 0)[0])
+    for wrong in ({'11': 1.}, {'111': -1.}, {'abc': 1.}, {111: 'low'}):
+        with pytest.raises(UserError, match='surface_energies'): load_recipe(tmp_path/'wulff.yaml', surface_energies=wrong)

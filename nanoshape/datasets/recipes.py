@@ -240,6 +240,8 @@ def _check_classes(r):
         raise UserError(f'weights must be one number above 0 for each of the {n} classes, not {list(r.weights)!r}')
     if 'Wulff' in r.classes and not r.surface_energies:
         raise UserError("surface_energies are needed for Wulff shapes, such as {'111': 1.0, '100': 1.15}")
+    wrong = [k for k, v in (r.surface_energies or {}).items() if not (len(k) == 3 and k.isdecimal() and _number(v) and v > 0)]
+    if wrong: raise UserError(f"surface_energies: {wrong[0]}: {r.surface_energies[wrong[0]]!r} is none; write {{'111': 1.0, '100': 1.15}}")
 
 # %% ../../nbs/datasets/00_recipes.ipynb #9097606a
 _OPTION_LIMITS = {'roughness': .25, 'vacuum': 1, 'step': 1}  # options that lie between 0 and less than this
@@ -324,6 +326,9 @@ _FORM_DEFAULTS = dict(  # our choice
     truncation={'uniform': [0, 1]}, edges={'mixture': [[0, 0], [0, .12]]}, irregularity={'uniform': [0, .2]},
     roundness={'mixture': [[0, .3], [0, 1]]}, surface={'uniform': [-.1, .1]}, strain={'uniform': [0, .01]})
 
+def _miller(energies):  # YAML takes {111: 1.0} for a number, and {001: 1.0} for 1
+    return {f'{k:03}' if type(k) is int else str(k): v for k, v in energies.items()}
+
 def _normalised(values):  # with default classes, lists as tuples, and plain numbers of distributions as floats
     kind = values.get('kind', 'particles')
     usual = {'particles': SHAPES, 'field': SHAPES, 'forms': FORMS}
@@ -331,7 +336,8 @@ def _normalised(values):  # with default classes, lists as tuples, and plain num
     lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
     as_they_are = 'energy_kev',  # once a plain number, on which fingerprints depend
     numbers = {k: float(v) for k, v in values.items() if k in _SPREADS and k not in as_they_are and _number(v)}
-    return (_FORM_DEFAULTS if kind == 'forms' else {}) | {**values, **lists, **numbers, 'classes': tuple(classes)}
+    energies = {k: _miller(v) for k, v in values.items() if k == 'surface_energies' and v}
+    return (_FORM_DEFAULTS if kind == 'forms' else {}) | {**values, **lists, **numbers, **energies, 'classes': tuple(classes)}
 
 # %% ../../nbs/datasets/00_recipes.ipynb #bbd47948
 def make_recipe(

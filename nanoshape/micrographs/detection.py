@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BLUR', 'TWO_POPULATIONS', 'TILE', 'HALO', 'SLIVER', 'HOLE', 'OUTLINE', 'SCALES', 'SURE', 'KNOWN', 'LARGEST', 'SHARED',
-           'RING', 'MAX_ROIS', 'RIGHT', 'blurred', 'segment', 'looks_negative', 'in_tiles', 'pixel_probabilities',
-           'separated', 'find_particles', 'surroundings', 'at_half_darkness', 'scales_of', 'brightness',
-           'without_other_side', 'find_at_any_size', 'Detector', 'default_detector', 'read_labels', 'read_rois',
-           'filled', 'Drawn', 'compare', 'detection_score']
+           'RING', 'SMALLEST', 'MAX_ROIS', 'RIGHT', 'blurred', 'segment', 'looks_negative', 'in_tiles',
+           'pixel_probabilities', 'separated', 'find_particles', 'surroundings', 'at_half_darkness', 'scales_of',
+           'brightness', 'without_other_side', 'find_at_any_size', 'Detector', 'default_detector', 'read_labels',
+           'read_rois', 'filled', 'Drawn', 'compare', 'detection_score']
 
 # %% ../../nbs/micrographs/01_detection.ipynb #a4e0a62c
 from collections.abc import Iterable, Sequence
@@ -273,10 +273,17 @@ class Detector:
     def __call__(self, m:Micrograph)->np.ndarray: return self.find(m)[0]
 
 # %% ../../nbs/micrographs/01_detection.ipynb #e277a4e0
+SMALLEST = 5.  # Å, equivalent diameter: what is smaller is a column of atoms, or noise
+
+@patch
+def _at_any_size(self:Detector, m):  # as `find`
+    labels, bright = find_at_any_size(m.image, self.sizes)
+    return segmentation.relabel_sequential(_without_small(labels, np.pi/4*(SMALLEST/m.sampling)**2))[0], bright
+
 @patch
 def find(self:Detector, m:Micrograph)->tuple[np.ndarray,bool]:
     "Labels (y, x), 0 background, 1 … n particles; and whether these are brighter than the background."
-    labels, bright = find_at_any_size(m.image, self.sizes) if self.sizes else (None, False)
+    labels, bright = self._at_any_size(m) if self.sizes else (None, False)
     if not bright and self._uses_network(m): return find_particles(m, self.network), False
     return (segment(m), False) if labels is None else (labels, bright)
 
