@@ -246,9 +246,11 @@ def without_other_side(
 def find_at_any_size(
     image:np.ndarray,  # (y, x), bright field or dark field
     network:Network,  # trained on thickness fields
+    scales:Sequence[float]|None=None,  # at which it is looked at; default: `scales_of` its shape
 )->tuple[np.ndarray,bool]:  # int labels (y, x), 0 background, 1 … n particles; whether they are bright
     "The particles that the network finds at any magnification."
-    labels = _merged([c for s in scales_of(image.shape) for c in _candidates(image, network, s)], image.shape)
+    scales = scales_of(image.shape) if scales is None else scales
+    labels = _merged([c for s in scales for c in _candidates(image, network, s)], image.shape)
     labels, bright = without_other_side(image, labels)
     return segmentation.relabel_sequential(labels)[0], bright
 
@@ -276,8 +278,10 @@ class Detector:
 SMALLEST = 5.  # Å, equivalent diameter: what is smaller is a column of atoms, or noise
 
 @patch
-def _at_any_size(self:Detector, m):  # as `find`
-    labels, bright = find_at_any_size(m.image, self.sizes)
+def _at_any_size(self:Detector, m):  # as `find`; where dark particles are the other network's task, a coarse look tells the side
+    coarse = [s for s in scales_of(m.image.shape) if s < 1] if self._uses_network(m) else []
+    labels, bright = find_at_any_size(m.image, self.sizes, coarse or None)
+    if bright and coarse: labels, bright = find_at_any_size(m.image, self.sizes)
     return segmentation.relabel_sequential(_without_small(labels, np.pi/4*(SMALLEST/m.sampling)**2))[0], bright
 
 @patch
