@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -48,8 +49,7 @@ def run(*args):
 
 def sentence(text):
     lines = [line.split('nanoshape: ')[-1] for line in text.splitlines() if line and not line.startswith('Results:')]
-    for folder in (tempfile.gettempdir(), str(shared_data() or '')): lines = [line.replace(folder, '…') for line in lines if line]
-    return ' '.join(lines)[:400]
+    return re.sub(r'(?<!\S)/\S*/', '…/', ' '.join(lines))[:400]
 
 
 def analysed(path, folder, *more):

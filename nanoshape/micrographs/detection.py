@@ -246,11 +246,9 @@ def without_other_side(
 def find_at_any_size(
     image:np.ndarray,  # (y, x), bright field or dark field
     network:Network,  # trained on thickness fields
-    scales:Sequence[float]|None=None,  # at which it is looked at; default: `scales_of` its shape
 )->tuple[np.ndarray,bool]:  # int labels (y, x), 0 background, 1 … n particles; whether they are bright
     "The particles that the network finds at any magnification."
-    scales = scales_of(image.shape) if scales is None else scales
-    labels = _merged([c for s in scales for c in _candidates(image, network, s)], image.shape)
+    labels = _merged([c for s in scales_of(image.shape) for c in _candidates(image, network, s)], image.shape)
     labels, bright = without_other_side(image, labels)
     return segmentation.relabel_sequential(labels)[0], bright
 
@@ -264,9 +262,10 @@ def _finder(path):  # a network that finds particles
 class Detector:
     """Micrograph → label image, and whether particles are bright. Raises `UserError` for a model file that does not find
     particles."""
+    by_fringes = False  # whether the first network found what was found last
     def __init__(self,
         path:str|Path|None=None,  # a model file, `….safetensors`, of one pixel size or of any; None: by darkness
-        sizes:str|Path|None=None,  # another, that works at any pixel size, for images that the first one cannot read
+        sizes:str|Path|None=None,  # another, that works at any pixel size, and looks first
     ):
         self.network, self.sizes = (_finder(p) if p else None for p in (path, sizes))
         if self.network and self.network.card.any_pixel: self.network, self.sizes = None, self.network
@@ -278,17 +277,16 @@ class Detector:
 SMALLEST = 5.  # Å, equivalent diameter: what is smaller is a column of atoms, or noise
 
 @patch
-def _at_any_size(self:Detector, m):  # as `find`; where dark particles are the other network's task, a coarse look tells the side
-    coarse = [s for s in scales_of(m.image.shape) if s < 1] if self._uses_network(m) else []
-    labels, bright = find_at_any_size(m.image, self.sizes, coarse or None)
-    if bright and coarse: labels, bright = find_at_any_size(m.image, self.sizes)
+def _at_any_size(self:Detector, m):  # as `find`
+    labels, bright = find_at_any_size(m.image, self.sizes)
     return segmentation.relabel_sequential(_without_small(labels, np.pi/4*(SMALLEST/m.sampling)**2))[0], bright
 
 @patch
 def find(self:Detector, m:Micrograph)->tuple[np.ndarray,bool]:
     "Labels (y, x), 0 background, 1 … n particles; and whether these are brighter than the background."
     labels, bright = self._at_any_size(m) if self.sizes else (None, False)
-    if not bright and self._uses_network(m): return find_particles(m, self.network), False
+    self.by_fringes = self._uses_network(m) and not bright and (labels is None or not labels.any())
+    if self.by_fringes: return find_particles(m, self.network), False
     return (segment(m), False) if labels is None else (labels, bright)
 
 def _learned_from(network):  # the end of a sentence
@@ -297,9 +295,9 @@ def _learned_from(network):  # the end of a sentence
 
 @patch
 def how(self:Detector, m:Micrograph)->str:
-    "One sentence for a report."
-    if self._uses_network(m):
-        return 'Particles were found by a network that has been trained on simulated micrographs only.'
+    "One sentence for a report on the micrograph that was looked at last."
+    if self.by_fringes or self._uses_network(m) and not self.sizes:
+        return 'Particles were found by a network that knows their lattice fringes; it has been trained on simulated micrographs only.'
     side = 'brighter' if m.bright else 'darker'
     if self.sizes:
         return f'Particles, {side} than their surroundings, were found by a network that has been trained on {_learned_from(self.sizes)}.'

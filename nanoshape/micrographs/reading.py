@@ -460,7 +460,7 @@ def check_sampling(
 ):
     "Raises `UserError` for a pixel size that is impossible."
     if not (np.isfinite(sampling) and PIXELS_NM[0] <= sampling/NM <= PIXELS_NM[1]):
-        raise UserError(f'a pixel size of {sampling/NM:g} nm is impossible: give nm per pixel, e.g. 0.0586')
+        raise UserError(f'a pixel size of {sampling/NM:g} nm shows no nanoparticles: if it is wrong, give nm per pixel with --pixel-size, e.g. 0.0586')
 
 def lattice_pixel(
     element:str='Au',
