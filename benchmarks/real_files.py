@@ -100,8 +100,7 @@ def pixel(path, right_nm, right, folder):
     row, t, _, record = analysed(path, folder, *(('--element', 'Pt') if path.stem == 'Pt' else ()))
     said = f'{right_nm} nm per pixel; {right}' if right_nm else right
     if row['status']:
-        word = 'size' if right_nm is None else None
-        return row | dict(right=said, agrees=right_nm is None and row['status'] == 2 and word in row['answer'].replace('pixel-size', 'size'))
+        return row | dict(right=said, agrees=right_nm is None and row['status'] == 2 and 'pixel' in row['answer'])
     agrees = right_nm is not None and abs(record['sampling_nm']/right_nm - 1) < .01
     named = int((t['shape'] != 'undetermined').sum())
     if path.stem == 'Pt':  # planes of Pt, 0.2265 and 0.1961 nm, within 3 %

@@ -295,7 +295,7 @@ def _image_options(p):
     _file_options(p)
     p.add_argument('--detector', metavar='FILE',
                    help='a model file that finds particles, or the word darkness (default: '
-                        'data/models/particles.safetensors)')
+                        'data/models/sizes.safetensors, and particles.safetensors where that one finds none)')
     p.add_argument('--labels', metavar='FILE',
                    help='a label image of this micrograph, TIFF or PNG, or ROIs of ImageJ, corrected by hand: takes the '
                         'detector\'s place')

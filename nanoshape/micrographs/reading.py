@@ -460,7 +460,9 @@ def check_sampling(
 ):
     "Raises `UserError` for a pixel size that is impossible."
     if not (np.isfinite(sampling) and PIXELS_NM[0] <= sampling/NM <= PIXELS_NM[1]):
-        raise UserError(f'a pixel size of {sampling/NM:g} nm shows no nanoparticles: if it is wrong, give nm per pixel with --pixel-size, e.g. 0.0586')
+        low, high = PIXELS_NM
+        raise UserError(f'a pixel of {sampling/NM:g} nm does not show nanoparticles ({low:g} to {high:g} nm do): if it is '
+                        'wrong, give the right one in nm, e.g. --pixel-size 0.0586')
 
 def lattice_pixel(
     element:str='Au',
