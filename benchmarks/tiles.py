@@ -22,11 +22,14 @@ def main():
     p.add_argument('--out', default=project_root()/'data/results/real_tiles.csv')
     a, rows = p.parse_args(), []
     folder = Path(a.folder or (shared_data() or Path())/'real/sintering')
-    network, counts, foci = Detector(project_root()/'data/models/particles.safetensors'), {}, []
+    models, counts, foci = project_root()/'data/models', {}, []
+    network, sizes = Detector(models/'particles.safetensors'), Detector(models/'sizes.safetensors')
     for k in range(20):
         m, mask = read(folder/f'train_image_{k}.png', sampling=.5886), io.imread(folder/f'train_label_{k}.png')[..., 0] > 0
-        found = network(m)
-        for way, labels in {'network': found, 'network, at half darkness': at_half_darkness(m, found), 'threshold': segment(m)}.items():
+        found, any_size = network(m), sizes(m)
+        ways = {'network': found, 'network, at half darkness': at_half_darkness(m, found), 'network for any pixel size': any_size,
+                'network for any pixel size, at half darkness': at_half_darkness(m, any_size), 'threshold': segment(m)}
+        for way, labels in ways.items():
             for least in (.5, .3): counts.setdefault((way, least), []).append(compare(labels, mask, m.sampling, least))
         foci += [f/NM for f in [film_focus(m, mask)] if f]
     focus = dict(tiles_with_rings=len(foci), film_focus_nm=float(np.median(foci)) if foci else None)
