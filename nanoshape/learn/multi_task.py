@@ -8,7 +8,7 @@ __all__ = ['OUTLINES', 'ANSWERS', 'SILENT', 'COARSE', 'WEIGHTS', 'slices', 'outp
            'answer_loaders', 'soft_goal', 'answer_loss', 'map_loss', 'AnswerLoss', 'probabilities_of',
            'mean_and_spread', 'quantile', 'crystal_accuracy', 'truncation_error', 'train_answers']
 
-# %% ../../nbs/learn/07_multi_task.ipynb #d7eb3c4c
+# %% ../../nbs/learn/07_multi_task.ipynb #a1960e42
 from pathlib import Path
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from ..datasets.batches import (WaveLoader, _about, check_split, fresh_images, f
                                         pairs)
 from .train import train
 
-# %% ../../nbs/learn/07_multi_task.ipynb #000c879c
+# %% ../../nbs/learn/07_multi_task.ipynb #50e9b592
 OUTLINES = 'convex', 'irregular', 'several bodies'
 ANSWERS = {'crystal': list(CRYSTALS), 'outline': list(OUTLINES),
            'truncation': np.linspace(0, 1, 21).round(3).tolist(),
@@ -34,6 +34,7 @@ ANSWERS = {'crystal': list(CRYSTALS), 'outline': list(OUTLINES),
            'width': np.linspace(0, 1, 41).round(3).tolist(),
            'focus': np.linspace(-16, 16, 65).round(3).tolist(), 'dose': np.linspace(1.8, 4.6, 29).round(3).tolist()}
 
+# %% ../../nbs/learn/07_multi_task.ipynb #e5007368
 def slices(answers:dict=ANSWERS)->dict[str,slice]:
     "Where each answer lies in a row of scores."
     ends = np.cumsum([0, *map(len, answers.values())]).tolist()
@@ -43,11 +44,12 @@ def output_names(answers:dict=ANSWERS)->list[str]:
     "A name for each score."
     return [f'{k} {v}' if isinstance(v, str) else f'{k} {v:g}' for k, values in answers.items() for v in values]
 
+# %% ../../nbs/learn/07_multi_task.ipynb #76d59650
 def named(values:list)->bool:
     "Whether an answer is one of some names, not a number."
     return isinstance(values[0], str)
 
-# %% ../../nbs/learn/07_multi_task.ipynb #88c1195e
+# %% ../../nbs/learn/07_multi_task.ipynb #116689e1
 def signed_root(nm):
     "Root of the size, with the sign."
     return np.sign(nm)*np.sqrt(np.abs(nm))
@@ -56,6 +58,7 @@ def field_width(store:Store, idx)->np.ndarray:  # Å (n,)
     "Width of each sample's image: with the lattice constant, as all lengths of a form's box."
     return store.labels['sampling'].iloc[idx].to_numpy()*store.recipe.out_gpts
 
+# %% ../../nbs/learn/07_multi_task.ipynb #24d2673a
 def truths(
     store:Store,  # of forms
     idx,  # sample numbers
@@ -69,9 +72,10 @@ def truths(
     focus, dose = signed_root(m.defocus.numpy()/NM), np.log10(m.dose.numpy())
     return np.stack([crystal, outline, t.truncation, t.roundness, width, focus, dose], 1).astype(np.float32)
 
-# %% ../../nbs/learn/07_multi_task.ipynb #ab9f9fb4
+# %% ../../nbs/learn/07_multi_task.ipynb #4540fa5c
 SILENT = .3  # chance that a header does not say a number
 
+# %% ../../nbs/learn/07_multi_task.ipynb #c4384344
 def headers(
     store:Store,  # of forms
     idx,  # sample numbers
@@ -82,6 +86,7 @@ def headers(
     numbers = np.stack([t.energy_kev, t.element.map(atomic_numbers), Cs], 1)
     return torch.from_numpy(numbers.astype(np.float32))
 
+# %% ../../nbs/learn/07_multi_task.ipynb #558da083
 def partly_silent(
     numbers:torch.Tensor,  # (n, 3)
     generator:torch.Generator,
@@ -91,7 +96,7 @@ def partly_silent(
     gone = torch.rand(numbers.shape, generator=generator, device=numbers.device) < silent
     return numbers.masked_fill(gone, torch.nan)
 
-# %% ../../nbs/learn/07_multi_task.ipynb #46318ced
+# %% ../../nbs/learn/07_multi_task.ipynb #46ca91bd
 COARSE = 8  # pixels across a square of the maps
 
 def coarse_maps(
@@ -102,7 +107,7 @@ def coarse_maps(
     t = thickness.float()
     return F.avg_pool2d(torch.stack([(t > 0).float(), t/field.float()[:, None, None]], 1), COARSE)
 
-# %% ../../nbs/learn/07_multi_task.ipynb #efd707cd
+# %% ../../nbs/learn/07_multi_task.ipynb #1a798f07
 def saved(
     image:torch.Tensor,  # (n, y, x)
     generator:torch.Generator,
@@ -116,7 +121,7 @@ def saved(
     grey = (255*(image - low)/(high - low).clamp(min=1e-12)).clamp(0, 255).round()
     return torch.where((chance < share)[:, None, None], grey, image)
 
-# %% ../../nbs/learn/07_multi_task.ipynb #233c5243
+# %% ../../nbs/learn/07_multi_task.ipynb #4bb44676
 def goals(
     truth:torch.Tensor,  # (n, answers)
     maps:torch.Tensor|None=None,  # (n, 2, y, x)
@@ -124,13 +129,14 @@ def goals(
     "All that is right in one row."
     return truth if maps is None else torch.cat([truth, maps.flatten(1)], 1)
 
+# %% ../../nbs/learn/07_multi_task.ipynb #05d9ae12
 def _with_truth(store, counts, thickness, idx, g, draws=0, image=0, maps=True):  # inputs, headers and goals
     field = torch.from_numpy(field_width(store, idx)).to(counts.device)
     truth = torch.from_numpy(truths(store, idx, draws, image)).to(counts.device)
     header = partly_silent(headers(store, idx, draws, image).to(counts.device), g)
     return network_input(saved(counts, g)), header, goals(truth, coarse_maps(thickness, field) if maps else None)
 
-# %% ../../nbs/learn/07_multi_task.ipynb #293b298e
+# %% ../../nbs/learn/07_multi_task.ipynb #1d47c575
 class AnswerLoader(WaveLoader):
     "fastai `DataLoader` over samples of forms: batches are (network input, header, goals), fresh each epoch."
     def __init__(self, store, idx, bs=32, maps=True, **kwargs):
@@ -150,12 +156,13 @@ class AnswerLoader(WaveLoader):
         image, thickness = moved(torch.stack([counts, thickness.float()], 1), part.recipe, g).unbind(1)
         return _with_truth(part, image, thickness, numbers, g, self.draws, maps=self.maps)
 
-# %% ../../nbs/learn/07_multi_task.ipynb #f77ad61b
+# %% ../../nbs/learn/07_multi_task.ipynb #c932ca54
 def _frozen(store, item, counts, maps):  # input, header and goals of one image
     i, k = map(int, item)
     g, t = torch_rng(store.recipe.seed, 'file', i, k), torch.from_numpy(store.maps([i])) if maps else None
     return _with_truth(store, counts[None], t, [i], g, image=k, maps=maps)
 
+# %% ../../nbs/learn/07_multi_task.ipynb #90a18da8
 def frozen_answers(
     store:Store,  # of forms
     items,  # (n, 2): sample, image
@@ -167,7 +174,7 @@ def frozen_answers(
             for item, counts in zip(some, frozen_set(store, some))]
     return tuple(map(torch.cat, zip(*rows)))
 
-# %% ../../nbs/learn/07_multi_task.ipynb #4dd74da8
+# %% ../../nbs/learn/07_multi_task.ipynb #8e514e75
 def answer_loaders(
     store:Store,  # of forms
     train, valid,  # sample numbers
@@ -187,7 +194,7 @@ def answer_loaders(
     dls.about = _about(store, list(map(int, train)), list(map(int, valid)), bs, maps)
     return dls
 
-# %% ../../nbs/learn/07_multi_task.ipynb #4d11bcf5
+# %% ../../nbs/learn/07_multi_task.ipynb #02170804
 def soft_goal(
     truth:torch.Tensor,  # (n,): numbers, or places among the names
     values:list,  # names, or middles of bins
@@ -200,7 +207,7 @@ def soft_goal(
     else: goal = (-.5*((t.clamp(at[0], at[-1]) - at)/(at[1] - at[0]))**2).softmax(1)
     return goal*known[:, None]
 
-# %% ../../nbs/learn/07_multi_task.ipynb #a272f0f9
+# %% ../../nbs/learn/07_multi_task.ipynb #97230a27
 def answer_loss(
     scores:torch.Tensor, truth:torch.Tensor,  # (n, values); (n,)
     values:list,
@@ -210,6 +217,7 @@ def answer_loss(
     each = -(goal*scores.float().log_softmax(1)).sum(1)
     return each.sum()/(~truth.isnan()).sum().clamp(min=1)
 
+# %% ../../nbs/learn/07_multi_task.ipynb #aa8af9a2
 def map_loss(
     scores:torch.Tensor, maps:torch.Tensor,  # (n, 2, y, x)
 )->torch.Tensor:
@@ -217,9 +225,10 @@ def map_loss(
     covered = F.binary_cross_entropy_with_logits(scores[:, 0].float(), maps[:, 0])
     return covered + 10*F.l1_loss(scores[:, 1].float(), maps[:, 1])
 
-# %% ../../nbs/learn/07_multi_task.ipynb #7eec60c2
+# %% ../../nbs/learn/07_multi_task.ipynb #dbef907a
 WEIGHTS = {'crystal': 2.}  # of answers whose weight is not 1
 
+# %% ../../nbs/learn/07_multi_task.ipynb #ff3f41fa
 class AnswerLoss:
     "Sum of the answers' losses, weighted, and of the maps'."
     def __init__(self,
@@ -239,11 +248,12 @@ class AnswerLoss:
         weights = self.weights | dict(maps=self.maps)
         return sum(weights.get(k, 1.)*v for k, v in self.of(scores, goal).items())
 
-# %% ../../nbs/learn/07_multi_task.ipynb #59fff585
+# %% ../../nbs/learn/07_multi_task.ipynb #59201050
 def probabilities_of(scores:torch.Tensor, values:list, temperature:float=1.)->torch.Tensor:  # (n, values)
     "The distribution that scores tell."
     return (scores.float()/temperature).softmax(1)
 
+# %% ../../nbs/learn/07_multi_task.ipynb #dd3e2868
 def mean_and_spread(
     p:torch.Tensor,  # (n, bins), adding up to 1
     values:list,  # middles of the bins
@@ -253,6 +263,7 @@ def mean_and_spread(
     mean = p@at
     return mean, ((p@at**2 - mean**2 - (at[1] - at[0])**2).clamp(min=0))**.5
 
+# %% ../../nbs/learn/07_multi_task.ipynb #79b8ecaf
 def quantile(
     p:torch.Tensor, values:list,  # (n, bins); middles of the bins
     q:float,
@@ -264,20 +275,22 @@ def quantile(
     share = (q - below)/p.gather(1, k)[:, 0].clamp(min=1e-9)
     return (at[k[:, 0]] + (at[1] - at[0])*(share - .5)).clamp(at[0], at[-1])
 
-# %% ../../nbs/learn/07_multi_task.ipynb #4a688340
+# %% ../../nbs/learn/07_multi_task.ipynb #024f9c84
 def crystal_accuracy(scores, goal):
     "Share of the crystals that are named right."
     return (scores[:, slices()['crystal']].argmax(1) == goal[:, 0]).float().mean()
 
 def truncation_error(scores, goal):
-    "Mean distance of the truncation's mean from the truth, of what has a truncation."
+    "Mean distance of the truncation's mean from the truth, of what has a truncation; 0 where nothing has."
     p = probabilities_of(scores[:, slices()['truncation']], ANSWERS['truncation'])
     off = (mean_and_spread(p, ANSWERS['truncation'])[0] - goal[:, [*ANSWERS].index('truncation')]).abs()
-    return off[~off.isnan()].mean()
+    known = ~off.isnan()
+    return off[known].sum()/known.sum().clamp(min=1)
 
+# %% ../../nbs/learn/07_multi_task.ipynb #2b118f7a
 def _metrics(): return [AccumMetric(f, flatten=False) for f in (crystal_accuracy, truncation_error)]
 
-# %% ../../nbs/learn/07_multi_task.ipynb #6fdd8698
+# %% ../../nbs/learn/07_multi_task.ipynb #f6ad214c
 def train_answers(
     store:Store,  # of forms
     fit, watch,  # sample numbers: for training, to watch it by
