@@ -188,3 +188,19 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(store, tmp_path, m
     monkeypatch.setattr(Checkpoint, 'after_epoch', plain)
     resumed = train_answers(store, range(20), [20, 21], tmp_path/'killed', **ask)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_scores_count_what_the_table_says(network, store):
+    t = abstention.answer_table(network, store, pairs(range(24), 1))
+    t.loc[:9, 'crystal'], t.loc[:9, 'best'] = t.true_crystal[:10], t.true_crystal[:10]  # ten answers, all right
+    t.loc[10:, 'crystal'] = UNDETERMINED
+    t.loc[10:13, ['crystal', 'best']] = 'decahedron'
+    t.loc[10:13, 'true_crystal'] = 'amorphous'  # four answers, all wrong
+    s = abstention.answer_scores(t)
+    assert s['n'] == 24 and s['answered'] == 14/24 and s['wrong_answered'] == 4/24 and s['accuracy_answered'] == 10/14
+    assert s['wrong_answered_low'] <= 4/24 <= s['wrong_answered_high']
+    off = (t.width - t.true_width).abs().mean()
+    assert s['width_error'] == pytest.approx(off) and s['truncation_error'] == pytest.approx((t.truncation - t.true_truncation).abs().mean())
+    cells = abstention.by_condition(t)
+    assert cells.n.sum() == 24 and (cells.n*cells.answered).sum() == pytest.approx(14) and (cells.n*cells.wrong_answered).sum() == pytest.approx(4)
+    assert np.allclose(t.true_focus, np.sign(t.defocus_nm)*np.sqrt(t.defocus_nm.abs()), atol=1e-3)

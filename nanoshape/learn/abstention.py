@@ -18,7 +18,7 @@ from ase.data import atomic_numbers
 from ..core import NM, UserError
 from ..datasets.samples import conditions
 from ..datasets.store import Store
-from ..datasets.batches import network_input, pairs
+from ..datasets.batches import dihedral, network_input, pairs
 from .evaluate import (calibration_error, cluster_interval, conformal_threshold, fit_temperature,
                                       reliability, wilson)
 from .models import HEADER, MultiTask
@@ -33,11 +33,14 @@ def readings(
     inputs:torch.Tensor,  # network inputs (n, 1, y, x)
     header:torch.Tensor|None=None,  # (n, 3), nan where silent
     batch:int=64,
+    symmetries:int=1,  # 8: averaged over the rotations and reflections of the square
 )->tuple[torch.Tensor,torch.Tensor]:  # scores (n, outputs), features (n, d), float32, on the CPU
     "What the network makes of images, in evaluation mode."
+    turns = lambda x, h: [sum(v)/symmetries for v in zip(*(module.both(dihedral(x, k), h) for k in range(symmetries)))]
     device, n = module.centres.device, module.head[-1].out_features
     header = torch.full((len(inputs), len(HEADER)), torch.nan) if header is None else header
-    made = [module.eval().both(x.to(device), h.to(device)) for x, h in zip(inputs.split(batch), header.split(batch))]
+    module.eval()
+    made = [turns(x.to(device), h.to(device)) for x, h in zip(inputs.split(batch), header.split(batch))]
     scores, features = (torch.cat([v.float().cpu() for v in part]) for part in zip(*made))
     return scores[:, :n], features
 
@@ -153,19 +156,21 @@ def calibrated(
     arch:str='multi_task_maps',
     most:int=1500,  # training images for the centres
     miss:float=MISS, far:float=FAR,
+    symmetries:int=1,  # as in `readings`
     **card,  # further keys of the card
 )->Network:
     "A network that knows when to say nothing."
-    (x, header, goal) = frozen_answers(store, pairs(fit[:most], 1))
-    fit_centres(module, readings(module, x, header)[1], goal[:, 0])
-    rules = _rules(module, *frozen_answers(store, pairs(valid, store.recipe.images)), miss, far)
+    read = lambda x, header: readings(module, x, header, symmetries=symmetries)
+    x, header, goal = frozen_answers(store, pairs(fit[:most], 1))
+    fit_centres(module, read(x, header)[1], goal[:, 0])
+    x, header, goal = frozen_answers(store, pairs(valid, store.recipe.images))
+    rules = _rules(module, *read(x, header), goal, miss, far)
     other = dict(answers=ANSWERS, **rules, **card.pop('other', {}))
     return Network(module, Card(arch=arch, classes=output_names(), sampling=store.sampling, gpts=store.recipe.out_gpts,
-                                recipe=asdict(store.recipe), other=other, **card))
+                                symmetries=symmetries, recipe=asdict(store.recipe), other=other, **card))
 
 # %% ../../nbs/learn/08_abstention.ipynb #a35835eb
-def _rules(module, x, header, goal, miss, far):  # what is learned from validation images
-    scores, features = readings(module, x, header)
+def _rules(module, scores, features, goal, miss, far):  # what is learned from validation images
     t = fit_temperatures(scores, goal)
     table = all_answers(module, scores, features, temperatures=t)
     return dict(temperatures=t, thresholds=fit_thresholds(table, goal[:, 0], miss=miss), miss=miss,
@@ -231,6 +236,11 @@ def with_decision(
                         names=_set_words(sets, names), conditions=np.array(CONDITION_NAMES)[table.condition])
 
 # %% ../../nbs/learn/08_abstention.ipynb #9ec29175
+def _said(network, x, header):  # everything that it says of network inputs, and what it decides
+    other = network.card.other
+    read = readings(network.module, x, header, symmetries=network.card.symmetries)
+    return with_decision(all_answers(network.module, *read, other['answers'], other['temperatures']), other)
+
 def _check_several(network):
     if 'answers' not in network.card.other:
         raise UserError(f'{network.card.arch} gives one answer, and several are asked for: train another with the '
@@ -255,9 +265,7 @@ def answers(
 )->pd.DataFrame:  # a row per image
     "What is said of particles. Raises `UserError` for a network of another kind, and as `header_numbers`."
     _check_several(network)
-    other, numbers = network.card.other, header_numbers(len(images), **header)
-    read = readings(network.module, network_input(images), numbers)
-    t = _with_words(with_decision(all_answers(network.module, *read, other['answers'], other['temperatures']), other))
+    t = _with_words(_said(network, network_input(images), header_numbers(len(images), **header)))
     size = sampling*images.shape[-1]/NM if sampling else np.nan
     return t.assign(size_nm=t.width*size, size_nm_low=t.width_low*size, size_nm_high=t.width_high*size)
 
@@ -275,12 +283,10 @@ def answer_table(
 # %% ../../nbs/learn/08_abstention.ipynb #0cc9a0d2
 def _table_of(network, store, items):
     x, header, goal = frozen_answers(store, items)
-    other = network.card.other
-    t = with_decision(all_answers(network.module, *readings(network.module, x, header), other['answers'],
-                                  other['temperatures']), other)
+    t = _said(network, x, header)
     t = t.assign(shape=_with_words(t)['shape'])
     true = {f'true_{k}': np.array(v)[goal[:, j].int()] if named(v) else goal[:, j].numpy()
-            for j, (k, v) in enumerate(other['answers'].items())}
+            for j, (k, v) in enumerate(network.card.other['answers'].items())}
     return t.assign(sample=items[:, 0], image=items[:, 1], **true, **_circumstances(store, items))
 
 # %% ../../nbs/learn/08_abstention.ipynb #eec11274
