@@ -316,11 +316,17 @@ def number_scores(
     return {k: v for d in of for k, v in d.items()} | dict(focus_nm_error=float(focus), dose_factor=float(10**dose))
 
 # %% ../../nbs/learn/08_abstention.ipynb #507cc22a
+def _names_scores(t):  # how many names are left, and whether the true one is among them
+    left = [s.split(', ') if s else [] for s in t.names]
+    return dict(names_left=float(np.mean([len(s) for s in left])),
+                crystal_held=float(np.mean([c in s for c, s in zip(t.true_crystal, left)])))
+
 def answer_scores(
     table:pd.DataFrame,  # from `answer_table`
 )->dict:  # plain values, for JSON
     """Of the likeliest crystals: `accuracy` and its interval, calibration error. With abstention: `answered`,
-    `accuracy_answered`, `wrong_answered` (of all images) and its interval, the shares unlike training and with a name of a shape."""
+    `accuracy_answered`, `wrong_answered` (of all images) and its interval, the shares unlike training and with a name
+    of a shape; how many crystals are not ruled out, and how often the true one is among them."""
     right, given = (table.best == table.true_crystal).to_numpy(), (table.crystal != UNDETERMINED).to_numpy()
     low, high = cluster_interval(right, table.structure)
     wrong = cluster_interval(given & ~right, table.structure)
@@ -331,7 +337,7 @@ def answer_scores(
                 wrong_answered=float((given & ~right).mean()), wrong_answered_low=wrong[0],
                 wrong_answered_high=wrong[1],
                 unlike_training=float((table.reason == REASONS[0]).mean()),
-                shape_named=float((table['shape'] != '').mean()), **number_scores(table))
+                shape_named=float((table['shape'] != '').mean()), **_names_scores(table), **number_scores(table))
 
 # %% ../../nbs/learn/08_abstention.ipynb #20028659
 def by_condition(
