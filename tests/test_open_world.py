@@ -170,6 +170,7 @@ def test_words_follow_from_numbers():
     assert shape_words(0, .03, 0) == 'octahedron' and shape_words(.97, 1, 0) == 'cube'
     assert shape_words(.05, .25, 0) == 'between octahedron and truncated octahedron'
     assert shape_words(0, 1, 0) == 'octahedron to cube' and shape_words(.6, .7, .6) == 'rounded between cuboctahedron and truncated cube'
+    assert shape_words(*np.array([0, 1, 0.])) == 'octahedron to cube'  # as from a table
     assert condition_of([0, -59, 61], [499, 501, 3001]).tolist() == [0, 4, 8]
 
 

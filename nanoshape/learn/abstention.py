@@ -195,7 +195,7 @@ def truncation_words(
 def shape_words(low:float, high:float, roundness:float)->str:
     "A name for a facetted crystal; a round one has no corners to tell a truncation by."
     if roundness >= ROUND[1]: return 'round'
-    return 'rounded '*(roundness >= ROUND[0]) + truncation_words(low, high)
+    return ('rounded ' if roundness >= ROUND[0] else '') + truncation_words(low, high)
 
 # %% ../../nbs/learn/08_abstention.ipynb #dcf7acac
 UNDETERMINED, CONVEX = 'undetermined', .8  # probability of a convex body from which it has a truncation
