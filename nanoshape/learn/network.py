@@ -295,7 +295,9 @@ def probabilities(self:Network,
     outlines:torch.Tensor|None=None,  # bool (n, y, x), for a network that sees what is cut out
 )->np.ndarray:  # float32 (n, classes)
     """Calibrated probabilities of the classes. Raises `UserError` where outlines are missing, and for networks with one
-    answer per pixel."""
+    answer per pixel or several per image."""
+    if 'answers' in self.card.other:
+        raise UserError(f'{self.card.arch} gives several answers, and one is asked for: name a network of another kind')
     if not len(images): return np.zeros((0, len(self.classes)), np.float32)
     if self.card.cut:
         if outlines is None: raise UserError('this network sees particles that are cut out: give their outlines, too')

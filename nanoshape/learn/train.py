@@ -26,7 +26,7 @@ class Autocast(Callback):
     "Run the forward pass and the loss in bfloat16 on whatever device the batch is on."
     order = 10
     def before_batch(self):
-        self.context = torch.autocast(self.x.device.type, torch.bfloat16)
+        self.context = torch.autocast(self.xb[0].device.type, torch.bfloat16)
         self.context.__enter__()
     def after_loss(self): self._leave()
     def after_cancel_batch(self): self._leave()
