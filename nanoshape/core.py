@@ -20,6 +20,9 @@ import numpy as np
 import yaml
 if TYPE_CHECKING: import torch
 
+# %% ../nbs/00_core.ipynb #b6eb0067
+os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # of GNU's OpenMP, which torch brings
+
 # %% ../nbs/00_core.ipynb #6a54d4a6
 class UserError(ValueError):
     "A mistake that the user can mend; its text is one sentence that says how."

@@ -92,7 +92,7 @@ def test_analyse_writes_a_whole_report(picture, run, tmp_path):
 
 
 @pytest.mark.parametrize('args, says', [
-    (['none.dm4'], 'no file'), (['{picture}'], '--pixel-size'), (['{picture}', '--pixel-size', '300'], 'impossible'),
+    (['none.dm4'], 'no file'), (['{picture}'], '--pixel-size'), (['{picture}', '--pixel-size', '300'], 'does not show'),
     (['{picture}', '--pixel-size', '.06', '--frame', '2'], 'no frame 2'),
     (['{picture}', '--pixel-size', '.06', '--model', 'none.safetensors'], 'no model'),
     (['{picture}', '--pixel-size', '.06', '--element', 'Fe'], 'not an fcc metal'),

@@ -343,7 +343,7 @@ def test_workers_end_with_their_parent(folder, tmp_path, how):
                                stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len([*tmp_path.glob('*.pid')]) == 2)
     process.send_signal(how)
-    words = process.communicate(timeout=60)[1]
+    words = process.communicate(timeout=180)[1]
     assert process.returncode and ('KeyboardInterrupt' in words) == (how == signal.SIGINT) and words.count('Traceback') < 2
     wait_for(lambda: not any(alive(p.stem) for p in tmp_path.glob('*.pid')), 30)
     assert not [*(tmp_path/'out').rglob('.*.tmp')]
