@@ -9,7 +9,8 @@ from nanoshape.core import UserError, torch_rng
 from nanoshape.datasets.batches import dihedral, frozen_set, pairs
 from nanoshape.datasets.recipes import load_recipe
 from nanoshape.learn import abstention, multi_task
-from nanoshape.learn.abstention import (FAR, UNDETERMINED, all_answers, answers, calibrated, condition_of, distance, fit_thresholds,
+from nanoshape.learn.evaluate import UNKNOWN
+from nanoshape.learn.abstention import (FAR, all_answers, answers, calibrated, condition_of, distance, fit_thresholds,
                                         header_numbers, readings, shape_words, with_decision)
 from nanoshape.learn.models import build
 from nanoshape.learn.multi_task import (ANSWERS, AnswerLoader, AnswerLoss, answer_loaders, coarse_maps, frozen_answers, mean_and_spread,
@@ -150,9 +151,9 @@ def test_the_true_name_is_ruled_out_as_seldom_as_promised():
     other = dict(answers=ANSWERS, distance_max=1., thresholds=fit_thresholds(t[:4500], y[:4500], miss=.05))
     said = with_decision(t[4500:], other)
     truth = np.array(ANSWERS['crystal'])[y[4500:]]
-    wrong = (said.crystal != UNDETERMINED) & (said.crystal != truth)
+    wrong = (said.crystal != UNKNOWN) & (said.crystal != truth)
     shares = wrong.groupby(said.condition).mean()
-    assert shares.max() < .08 and (said.crystal != UNDETERMINED).groupby(said.condition).mean().iloc[-1] > .9
+    assert shares.max() < .08 and (said.crystal != UNKNOWN).groupby(said.condition).mean().iloc[-1] > .9
     assert fit_thresholds(t[:10], y[:10])[0] == 0  # too few to say
 
 
@@ -163,7 +164,7 @@ def test_what_is_far_from_the_training_gets_no_answer(network, store):
     assert (distance(network.module, features) > limit).mean() <= max(2*FAR, 1/12)
     strange = features + 20*features.std()
     table = with_decision(all_answers(network.module, scores, strange), network.card.other)
-    assert set(table.crystal) == {UNDETERMINED} and set(table.reason) == {abstention.REASONS[0]}
+    assert set(table.crystal) == {UNKNOWN} and set(table.reason) == {abstention.REASONS[0]}
 
 
 def test_words_follow_from_numbers():
@@ -194,7 +195,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(store, tmp_path, m
 def test_scores_count_what_the_table_says(network, store):
     t = abstention.answer_table(network, store, pairs(range(24), 1))
     t.loc[:9, 'crystal'], t.loc[:9, 'best'] = t.true_crystal[:10], t.true_crystal[:10]  # ten answers, all right
-    t.loc[10:, 'crystal'] = UNDETERMINED
+    t.loc[10:, 'crystal'] = UNKNOWN
     t.loc[10:13, ['crystal', 'best']] = 'decahedron'
     t.loc[10:13, 'true_crystal'] = 'amorphous'  # four answers, all wrong
     s = abstention.answer_scores(t)

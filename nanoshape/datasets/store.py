@@ -26,7 +26,7 @@ import torch
 from fastcore.basics import patch
 from tqdm import tqdm
 import nanoshape
-from ..core import UserError, checksum, provenance, read_json, whole_file, write_json
+from ..core import cores, UserError, checksum, provenance, read_json, whole_file, write_json
 from .recipes import IMAGING, Recipe, fingerprint, make_recipe, recorded_recipe
 from .samples import MAPS, waves_of
 from ..simulate.microscope import Microscope, intensity
@@ -267,7 +267,7 @@ def _on_cluster(jobs, scheduler):  # as `_on_processes`
 def _run(recipe, out, todo, workers, scheduler):  # the shards in `todo`
     jobs = [(recipe, out.absolute(), s, _engine()) for s in todo]
     left = sum(len(_samples(recipe, s)) for s in todo)
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = cores() if workers is None else workers
     with tqdm(total=len(recipe), initial=len(recipe) - left, desc='exit waves', unit='wave') as bar:
         for n in _on_cluster(jobs, scheduler) if scheduler else _on_processes(jobs, workers): bar.update(n)
 

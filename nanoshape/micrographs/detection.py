@@ -172,7 +172,7 @@ def at_half_darkness(
 
 # %% ../../nbs/micrographs/01_detection.ipynb #74467913
 SCALES = 1., .5, .25, .125  # pixels that the network sees per pixel of the micrograph
-SURE = .7  # least score of a particle; our choice, as the scales, after trials on 24 simulated fields of neither training nor tests
+SURE = .7  # least score of a particle; it and the scales are our choice, see benchmarks/detection_settings.py
 KNOWN = 5., 110.  # pixels, diameters that the network knows
 LARGEST = 2600  # pixels along a side that are looked at: larger micrographs begin at a coarser scale
 

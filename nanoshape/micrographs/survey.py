@@ -27,7 +27,7 @@ import torch
 from jinja2 import Environment
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
-from ..core import NM, SURVEY, UserError, own_files, provenance, read_json, result_folder, start_results, write_json
+from ..core import NM, SURVEY, UserError, cores, own_files, provenance, read_json, result_folder, start_results, write_json
 from .detection import Detector
 from ..learn.evaluate import wilson
 from ..figures import PALETTE, use_style
@@ -317,8 +317,6 @@ def _on_workers(analyse, files, n, out):  # yields what `analyse` gives for each
             for w in workers: w.end()
 
 # %% ../../nbs/micrographs/05_survey.ipynb #299194ad
-def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()  # for us
-
 def _told(answer):  # what a worker gave, as if it had happened here
     result, heard = answer
     for text in heard: warnings.warn(text, stacklevel=2)
@@ -326,7 +324,7 @@ def _told(answer):  # what a worker gave, as if it had happened here
     return result
 
 def _results(analyse, todo, files, workers, out):  # yields what `analyse` gives for each file; `todo`: not done yet
-    n = min(_cores() if workers is None else workers, len(todo))
+    n = min(cores() if workers is None else workers, len(todo))
     if n < 2: yield from map(analyse, files); return
     with closing(_on_workers(analyse, todo, n, out)) as answers:
         for f in files: yield _told(next(answers)) if f in todo else analyse(f)

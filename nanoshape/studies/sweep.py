@@ -15,7 +15,7 @@ import pandas as pd
 import papermill
 import torch
 from tqdm import tqdm
-from ..core import UserError, project_root, read_json, read_yaml, whole_file, write_json
+from ..core import cores, UserError, project_root, read_json, read_yaml, whole_file, write_json
 
 # %% ../../nbs/studies/02_sweep.ipynb #0be0b638
 def check_parameters(
@@ -143,10 +143,9 @@ def _try(notebook, folder, params, threads=None):  # one run → None, or what w
 
 # %% ../../nbs/studies/02_sweep.ipynb #e238b1ea
 def _in_turn(jobs, workers):  # yields (folder, failure) as runs end
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    workers = workers or (1 if torch.cuda.is_available() else cores)
+    workers = workers or (1 if torch.cuda.is_available() else cores())
     with ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(_try, *j, max(1, cores//workers)): j[1] for j in jobs}
+        futures = {pool.submit(_try, *j, max(1, cores()//workers)): j[1] for j in jobs}
         try: yield from ((futures[f], f.result()) for f in as_completed(futures))
         finally: pool.shutdown(cancel_futures=True)
 
