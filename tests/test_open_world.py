@@ -13,8 +13,8 @@ from nanoshape.learn.evaluate import UNKNOWN
 from nanoshape.learn.abstention import (FAR, all_answers, answers, calibrated, condition_of, distance, fit_thresholds,
                                         header_numbers, readings, shape_words, with_decision)
 from nanoshape.learn.models import build
-from nanoshape.learn.multi_task import (ANSWERS, AnswerLoader, AnswerLoss, answer_loaders, coarse_maps, frozen_answers, mean_and_spread,
-                                        output_names, quantile, saved, slices, soft_goal, train_answers, truths)
+from nanoshape.learn.multi_task import (ANSWERS, FINE, AnswerLoader, AnswerLoss, answer_loaders, coarse_maps, frozen_answers, mean_and_spread,
+                                        mean_direction, output_names, quantile, saved, slices, soft_goal, train_answers, truths, unit)
 from nanoshape.learn.network import Network
 
 N = len(output_names())
@@ -38,7 +38,7 @@ def network(store):
 def goal_of(n=6):
     """Rows of truths, all known."""
     g = torch_rng(1)
-    return torch.stack([torch.randint(len(v), (n,), generator=g).float() if isinstance(v[0], str)
+    return torch.stack([torch.randint(len(v), (n,), generator=g).float() if isinstance(v[0], (str, list))
                         else torch.empty(n).uniform_(v[0], v[-1], generator=g) for v in ANSWERS.values()], 1)
 
 
@@ -79,7 +79,7 @@ def test_a_map_moves_with_its_image(store, monkeypatch, k):
     monkeypatch.setattr(multi_task, 'saved', lambda image, g: image)
     monkeypatch.setattr(multi_task, 'moved', lambda both, *_: dihedral(both.roll(shift, (-2, -1)), k))
     x, _, goal = AnswerLoader(store, range(4), bs=4, device=torch.device('cpu')).one_batch()
-    covered, seen = goal[:, 7:].reshape(4, 2, 8, 8), x[:, 0]
+    covered, seen = goal[:, len(ANSWERS):].reshape(4, 2, 8, 8), x[:, 0]
     back = coarse_maps(seen - seen.amin((-2, -1), keepdim=True), torch.ones(4))
     assert torch.allclose(back[:, 0], covered[:, 0], atol=.02)
     wrong = coarse_maps((seen - seen.amin((-2, -1), keepdim=True)).flip(-1), torch.ones(4))
@@ -89,11 +89,36 @@ def test_a_map_moves_with_its_image(store, monkeypatch, k):
 def test_truth_belongs_to_the_image_of_the_epoch(store):
     from nanoshape.datasets.samples import conditions
     loader = AnswerLoader(store, range(24), bs=4, device=torch.device('cpu'))
-    a, b = (loader.one_batch()[2][:, :7] for _ in range(2))
+    a, b = (loader.one_batch()[2][:, :len(ANSWERS)] for _ in range(2))
     focus = lambda draws, n: multi_task.signed_root(conditions(store.recipe, n, draws).defocus.numpy()/10)
     assert {round(float(v), 4) for v in a[:, 5]} == {round(float(v), 4) for v in focus(1, range(4))}
     assert not torch.equal(a[:, 5], b[:, 5])
     assert np.isnan(truths(store, range(24))[:, 2]).any() and np.isfinite(truths(store, range(24))[:, [0, 1, 4, 5, 6]]).all()
+
+
+def test_a_beam_is_told_as_a_direction():
+    """[1 1 0], [1 1 1] and one in between come back; a crystal's own symmetry, mirrors included, changes nothing."""
+    true = unit([[1, 1, 0], [1, 1, 1], [5, 2, 1]])
+    number = (true@unit(FINE).T).argmax(1).float()
+    p = soft_goal(torch.cat([number, torch.tensor([torch.nan])]), ANSWERS['beam'])
+    assert not p[3].any() and torch.allclose(p[:3].sum(1), torch.ones(3))
+    mean, spread = mean_direction(p[:3], ANSWERS['beam'])
+    assert np.degrees((mean*true).sum(1).clamp(max=1).arccos()).max() < 2.6 and spread.max() < np.radians(2)
+    either = mean_direction(p[:2].mean(0, keepdim=True), ANSWERS['beam'])[1]
+    assert np.radians(15) < either < np.radians(20)  # 35.3° apart
+
+
+def test_the_true_beam_is_that_of_the_rotation(store):
+    import pandas as pd
+    turn = dict(zip(('rotation_x', 'rotation_y', 'rotation_z'), (0, np.pi/4, 0)))  # about y: [1 0 1] along the beam
+    rows = pd.DataFrame([turn | dict(crystal='one crystal'), turn | dict(crystal='icosahedron')])
+    got = multi_task.beam_numbers(rows)
+    assert torch.allclose(unit(FINE)[int(got[0])], unit([1, 1, 0]), atol=1e-3) and np.isnan(got[1])
+    told, true = multi_task.beam_numbers(store.labels), store.labels.angle_110
+    single = np.isfinite(told)
+    assert (single == (store.labels.crystal == 'one crystal')).all()
+    off = (unit(FINE)[told[single].astype(int)]@unit([1, 1, 0])).arccos()
+    assert np.allclose(off, true[single], atol=.01)  # the triangle's [110] is the nearest of all
 
 
 def test_bins_become_numbers():

@@ -22,8 +22,8 @@ from ..datasets.batches import dihedral, network_input, pairs
 from .evaluate import (UNKNOWN, calibration_error, cluster_interval, conformal_threshold, fit_temperature,
                                       reliability, wilson)
 from .models import HEADER, MultiTask
-from .multi_task import (ANSWERS, frozen_answers, mean_and_spread, named, output_names,
-                                        probabilities_of, quantile, slices)
+from .multi_task import (ANSWERS, FINE, angles_to, directed, frozen_answers, mean_and_spread, mean_direction,
+                                        named, output_names, probabilities_of, quantile, slices, unit)
 from .network import Card, Network
 
 # %% ../../nbs/learn/08_abstention.ipynb #827ef23e
@@ -48,6 +48,7 @@ def readings(
 def places(truth:torch.Tensor, values:list)->torch.Tensor:  # int64 (n,)
     "Numbers of names, or of the nearest bins."
     if named(values): return truth.long()
+    if directed(values): return angles_to(truth, values).argmin(1)
     return (truth[:, None] - torch.tensor(values)).abs().argmin(1)
 
 # %% ../../nbs/learn/08_abstention.ipynb #417b8490
@@ -101,6 +102,10 @@ def condition_of(
     return 3*np.digitize(np.abs(focus_nm), FOCUS_EDGES) + np.digitize(dose, DOSE_EDGES)
 
 # %% ../../nbs/learn/08_abstention.ipynb #3b2abcfa
+def _direction_columns(name, p, values):  # indices of a unit vector, and the spread in degrees
+    mean, spread = mean_direction(p, values)
+    return dict(zip([f'{name}_{k}' for k in 'hkl'], mean.T.numpy())) | {f'{name}_spread_deg': np.degrees(spread.numpy())}
+
 _OUT = {'focus': ('focus_nm', lambda v: np.sign(v)*v**2), 'dose': ('dose', lambda v: 10.**v)}
 
 # %% ../../nbs/learn/08_abstention.ipynb #d4ec5bda
@@ -109,7 +114,9 @@ def number_columns(
     p:torch.Tensor,  # (n, bins)
     values:list,  # middles of the bins
 )->dict[str,np.ndarray]:
-    "The number, `…_low` and `…_high` around 90 % of the distribution; but for focus and dose, `…_spread`, too."
+    """The number, `…_low` and `…_high` around 90 % of the distribution; but for focus and dose, `…_spread`, too. Of a direction, its
+    components and its spread."""
+    if directed(values): return _direction_columns(name, p, values)
     column, out = _OUT.get(name, (name, lambda v: v))
     low, middle, high = (out(quantile(p, values, q).numpy()) for q in (.05, .5, .95))
     if name in _OUT: return {column: middle, f'{column}_low': low, f'{column}_high': high}
@@ -248,13 +255,15 @@ def _check_several(network):
 
 _FACETTED = 'one crystal', 'twinned or several crystals'
 _TRUNCATION = ['truncation', 'truncation_spread', 'truncation_low', 'truncation_high']
+_BEAM = ['beam_h', 'beam_k', 'beam_l', 'beam_spread_deg']
 
 # %% ../../nbs/learn/08_abstention.ipynb #192519e2
 def _with_words(t):  # truncation and shape, only where they mean something
     means = t.crystal.isin(_FACETTED) & (t.p_convex >= CONVEX)
     numbers = t[['truncation_low', 'truncation_high', 'roundness']].to_numpy()
     words = [shape_words(*v) if m else '' for m, v in zip(means, numbers)]
-    return t.assign(**{k: t[k].where(means) for k in _TRUNCATION}, shape=words)
+    single = t.crystal == 'one crystal'
+    return t.assign(**{k: t[k].where(means) for k in _TRUNCATION}, **{k: t[k].where(single) for k in _BEAM}, shape=words)
 
 # %% ../../nbs/learn/08_abstention.ipynb #5e7baff8
 def answers(
@@ -306,14 +315,21 @@ def _off(t, name):  # errors of a number, and whether its range holds the truth
     return {f'{name}_error': float(d.abs().mean()), f'{name}_held': float(holds.mean())} if len(t) else {}
 
 # %% ../../nbs/learn/08_abstention.ipynb #481b32e3
+def _beam_scores(t):  # median angle between the beam's told and true directions, of single crystals
+    t = t[t.true_beam.notna()]
+    if not len(t): return {}
+    true = unit(FINE)[torch.tensor(t.true_beam.astype(int).tolist())].numpy()
+    off = np.degrees(np.arccos((t[['beam_h', 'beam_k', 'beam_l']].to_numpy()*true).sum(1).clip(max=1)))
+    return dict(beam_deg_error=float(np.median(off)))
+
 def number_scores(
     table:pd.DataFrame,  # from `answer_table`
 )->dict:
-    "Mean errors, how often the 90 % range holds the truth; of focus and dose median errors."
+    "Mean errors, how often the 90 % range holds the truth; of focus, dose and the beam's direction median errors."
     of = [_off(table, k) for k in ('truncation', 'roundness', 'width')]
     focus = (table.focus_nm - table.defocus_nm).abs().median()
     dose = (np.log10(table.dose) - table.true_dose).abs().median()
-    return {k: v for d in of for k, v in d.items()} | dict(focus_nm_error=float(focus), dose_factor=float(10**dose))
+    return {k: v for d in of for k, v in d.items()} | _beam_scores(table) | dict(focus_nm_error=float(focus), dose_factor=float(10**dose))
 
 # %% ../../nbs/learn/08_abstention.ipynb #507cc22a
 def _names_scores(t):  # how many names are left, and whether the true one is among them

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ZONES', 'random_rotation', 'rotated', 'axis_angle', 'euler_zxz', 'even_rotations', 'symmetry_rotations', 'reduced',
-           'zone_angles']
+           'zone_angles', 'beam_direction', 'standard_triangle']
 
 # %% ../../nbs/simulate/00_orientations.ipynb #5c21d5a8
 from collections.abc import Sequence
@@ -111,3 +111,17 @@ def zone_angles(
     "Angles in rad between the beam and the nearest axis of each family, for a cubic crystal."
     beam = np.asarray(matrix)[2]
     return {f'angle_{name}': float(np.arccos(np.clip((axes@beam).max(), -1, 1))) for name, axes in ZONES.items()}
+
+# %% ../../nbs/simulate/00_orientations.ipynb #b5b8cd2c
+def beam_direction(
+    matrix:np.ndarray,  # (..., 3, 3)
+)->np.ndarray:  # (..., 3), unit vectors with h ≥ k ≥ l ≥ 0
+    "Direction of the beam in a cubic crystal, in the standard triangle."
+    return -np.sort(-np.abs(np.asarray(matrix, float)[..., 2, :]), -1)
+
+# %% ../../nbs/simulate/00_orientations.ipynb #c036aa3f
+def standard_triangle(
+    n:int,  # 1 or more; the first index
+)->np.ndarray:  # (m, 3), indices
+    "Directions [n k l] with n ≥ k ≥ l ≥ 0: a net over the standard triangle, no step wider than 1/n rad."
+    return np.array([(n, k, l) for k in range(n + 1) for l in range(k + 1)])
