@@ -30,6 +30,7 @@ from .datasets.batches import dihedral
 from .learn.defaults import default_crystallinity_network, default_shape_network
 from .micrographs.reading import PICTURES, READERS, read
 from .micrographs.detection import default_detector
+from .micrographs.kinds import answer_names, field_sampling, question, tells_kinds
 from .micrographs.particles import UNKNOWN, particle_fields, probability_columns, without_withheld
 from .micrographs.report import in_square_pixels, label_file, picture, summarise, write_report
 from .studies.experiments import sample_micrograph
@@ -179,7 +180,7 @@ def analyse(self:Page, m, notes=()):
 WIDE = 640  # pixels of the picture on the page
 
 def _spot(row, scale, choose):  # a button on a particle
-    b = w.Button(description=str(row.label), tooltip=f'particle {row.label}: {row.shape}')
+    b = w.Button(description=str(row.label), tooltip=f'particle {row.label}: {getattr(row, "kind", row.shape)}')
     b.layout.left, b.layout.top = f'{row.x_px*scale - 13:.0f}px', f'{row.y_px*scale - 13:.0f}px'
     b.add_class('np-spot'); b.on_click(lambda _: choose(row.label))
     return b
@@ -216,7 +217,7 @@ def _png(m, labels):  # the micrograph with outlines, as wide as on the page
     return as_png(fig, 160)
 
 # %% ../nbs/03_app.ipynb #1213a7ec
-_COLUMNS = 'label', 'equivalent_diameter_nm', 'shape', 'confidence', 'reason', 'crystallinity', 'spacings_nm'
+_COLUMNS = 'label', 'equivalent_diameter_nm', 'kind', 'shape', 'confidence', 'reason', 'crystallinity', 'roundness', 'spacings_nm'
 @patch
 def _rows(self:Page):  # the table as HTML
     shown = without_withheld(self.table)[[c for c in _COLUMNS if c in self.table]]
@@ -245,11 +246,12 @@ def _compared(self:Page, row, p, field):  # figure: with the simulation of the s
 def choose(self:Page, label):
     "Show one particle: its crop and, if its shape is named, the probabilities and the simulation most like it."
     one, card = self.table[self.table.label == label], self.network.card
-    row, p = one.iloc[0], one[probability_columns(card.classes)].to_numpy(float)[0]
-    field = np.asarray(particle_fields(self.m, self.labels, one, card.sampling, card.gpts)[0])
-    named = row['shape'] != UNKNOWN
+    row, p = one.iloc[0], one[probability_columns(answer_names(card))].to_numpy(float)[0]
+    field = np.asarray(particle_fields(self.m, self.labels, one, field_sampling(card, row.element), card.gpts)[0])
+    answer = row[question(card)]
+    named = answer != UNKNOWN and not tells_kinds(card)  # a kind has no view of its own
     src = picture(self._compared(row, p, field) if named else _field_alone(field, card))
-    verdict = row['shape'] if named else f'undetermined: {row.reason}'
+    verdict = answer if answer != UNKNOWN else f'undetermined: {row.reason}'
     words = f'Particle {label}: {verdict}; equivalent diameter {row.equivalent_diameter_nm:.2f} nm.'
     alt = 'the particle, a simulation like it, and the probabilities' if named else 'the particle'
     self.one.value = f'<p>{escape(words)}</p><img src="{src}" alt="{alt}">'

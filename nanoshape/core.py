@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NM', 'PARTICLES', 'SURVEY', 'COLUMNS', 'IMAGES', 'cores', 'UserError', 'project_root', 'shared_data', 'runs_folder',
            'rng', 'torch_rng', 'seed_everything', 'default_device', 'thread_map', 'whole_file', 'write_json',
-           'read_json', 'read_yaml', 'checksum', 'own_files', 'check_replaceable', 'result_folder', 'start_results',
-           'commit', 'provenance']
+           'read_json', 'read_yaml', 'yaml_value', 'checksum', 'own_files', 'check_replaceable', 'result_folder',
+           'start_results', 'commit', 'provenance']
 
 # %% ../nbs/00_core.ipynb #a9d2c96f
 import errno, hashlib, json, os, re, secrets, shutil, subprocess, sys, warnings, zlib
@@ -155,6 +155,15 @@ def read_yaml(
         raise UserError(f'{path} is not a readable YAML file ({e})'.replace('\n', ' ')) from None
     if not isinstance(d, dict): raise UserError(f'{path} must hold `key: value` lines')
     return d
+
+# %% ../nbs/00_core.ipynb #9574e201
+def yaml_value(
+    text:str,
+    name:str,  # what it is, for the message
+):
+    "One value as it would stand in a YAML file, read with the safe loader. Raises `UserError` for anything else."
+    try: return yaml.safe_load(text)
+    except yaml.YAMLError: raise UserError(f'{name}: {text!r} is no value such as 200, Pt or {{uniform: [40, 90]}}') from None
 
 # %% ../nbs/00_core.ipynb #213f2882
 PARTICLES, SURVEY, COLUMNS, IMAGES = 'particles', 'survey', 'columns', 'images'  # kinds of results

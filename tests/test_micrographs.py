@@ -124,7 +124,7 @@ def test_the_report_prints_no_probability_of_a_withheld_answer(tmp_path):
     m, labels = lattice_of_discs(10)
     network = stand_in(Sure(0., 5.), classes=['cube', 'octahedron'], threshold=.7, feret_range_nm=[1, 9])
     t = write_report(m, network, tmp_path/'out', detector=known(labels))
-    assert len(t) == 11 and {_gallery_title(r).split(chr(10))[1] for r in t.itertuples()} == {'undetermined'}
+    assert len(t) == 11 and {_gallery_title(r, 'shape').split(chr(10))[1] for r in t.itertuples()} == {'undetermined'}
     page = (tmp_path/'out/report.html').read_text()
     assert '10 of 10' in page and 'does not know these particles' in page and '<td>0.99</td>' not in page
     csv = pd.read_csv(tmp_path/'out/particles.csv')

@@ -16,6 +16,8 @@ import pandas as pd
 import torch
 from ase.data import atomic_numbers
 from ..core import NM, UserError
+from ..simulate.forms import CRYSTALS
+from ..simulate.structures import lattice_constant
 from ..datasets.samples import conditions
 from ..datasets.store import Store
 from ..datasets.batches import dihedral, network_input, pairs
@@ -156,6 +158,10 @@ def fit_thresholds(
     return [round(conformal_threshold(p[g], y[g], miss), 5) for g in groups]
 
 # %% ../../nbs/learn/08_abstention.ipynb #5079dbdd
+def _gold_sizes(labels):  # nm: smallest and largest Feret diameter, outer atoms included, as if all were gold
+    f = (labels.feret_max/labels.a + 2**-.5)*lattice_constant('Au')/NM
+    return [round(float(v), 3) for v in (f.min(), f.max())]
+
 def calibrated(
     module:MultiTask,
     store:Store,  # of forms
@@ -174,7 +180,8 @@ def calibrated(
     rules = _rules(module, *read(x, header), goal, miss, far)
     other = dict(answers=ANSWERS, **rules, **card.pop('other', {}))
     return Network(module, Card(arch=arch, classes=output_names(), sampling=store.sampling, gpts=store.recipe.out_gpts,
-                                symmetries=symmetries, recipe=asdict(store.recipe), other=other, **card))
+                                symmetries=symmetries, recipe=asdict(store.recipe), other=other,
+                                feret_range_nm=_gold_sizes(store.labels.iloc[fit]), **card))
 
 # %% ../../nbs/learn/08_abstention.ipynb #a35835eb
 def _rules(module, scores, features, goal, miss, far):  # what is learned from validation images
@@ -337,6 +344,11 @@ def _names_scores(t):  # how many names are left, and whether the true one is am
     return dict(names_left=float(np.mean([len(s) for s in left])),
                 crystal_held=float(np.mean([c in s for c, s in zip(t.true_crystal, left)])))
 
+def _confusion(t):  # as for networks with one answer: counts (true, likeliest), names, share of the commonest
+    names = [c.removeprefix('p_') for c in t if c.startswith('p_') and c[2:] in {*CRYSTALS}]
+    counts = pd.crosstab(t.true_crystal, t.best).reindex(index=names, columns=names, fill_value=0).to_numpy()
+    return dict(confusion=counts.tolist(), classes=names, chance=float(counts.sum(1).max()/max(1, counts.sum())))
+
 def answer_scores(
     table:pd.DataFrame,  # from `answer_table`
 )->dict:  # plain values, for JSON
@@ -346,7 +358,7 @@ def answer_scores(
     right, given = (table.best == table.true_crystal).to_numpy(), (table.crystal != UNKNOWN).to_numpy()
     low, high = cluster_interval(right, table.structure)
     wrong = cluster_interval(given & ~right, table.structure)
-    return dict(n=len(table), accuracy=float(right.mean()), accuracy_low=low, accuracy_high=high,
+    return dict(n=len(table), correct=int(right.sum()), **_confusion(table), accuracy=float(right.mean()), accuracy_low=low, accuracy_high=high,
                 calibration_error=calibration_error(reliability(table.confidence, right)),
                 answered=float(given.mean()),
                 accuracy_answered=float(right[given].mean()) if given.any() else None,

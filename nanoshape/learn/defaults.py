@@ -36,7 +36,7 @@ def _shape_file(choice):  # of the network that tells shapes
 def default_shape_network(
     choice:str|Path|None=None,  # a model file; default: the project's, else the demo's
 )->Network:
-    "What tells shapes. Raises `UserError` if there is none yet, and for a network of another kind."
+    "What tells shapes, or kinds. Raises `UserError` if there is none yet, and for a network of another kind."
     file, way_out = _shape_file(choice), '--model, or train one with `nanoshape demo --train`'
     network = _load_for('shapes', way_out, file, ('temperature', 'threshold', 'feret_range_nm'))
     if network.card.cut:

@@ -318,7 +318,7 @@ def crystallinity(
 # %% ../../nbs/micrographs/03_particles.ipynb #31dc70f7
 def _answer_columns(columns):  # of each mark: the columns of numbers that belong to it
     columns, out, start = list(columns), {}, 0
-    for mark, last in (('shape_withheld', 'confidence'), ('crystallinity_withheld', 'crystallinity_confidence')):
+    for mark, last in (('shape_withheld', 'confidence'), ('kind_withheld', 'confidence'), ('crystallinity_withheld', 'crystallinity_confidence')):
         if mark not in columns or last not in columns: continue
         end = columns.index(last) + 1
         out[mark] = [c for c in columns[start:end] if c.startswith('p_') or c == last]

@@ -11,7 +11,7 @@ __all__ = ['READERS', 'PICTURES', 'MAX_PIXELS', 'MAX_PAPER_PIXEL', 'PREVIEW', 'T
 # %% ../../nbs/micrographs/00_reading.ipynb #28adc1c0
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field as of_each
+from dataclasses import dataclass, field as of_each, replace
 from html import unescape
 from importlib import import_module
 from itertools import chain, product
@@ -33,12 +33,13 @@ class Micrograph:
     image: np.ndarray
     sampling: float  # Å per pixel
     name: str
-    voltage: float|None = None  # V, if the file gives it
+    voltage: float|None = None  # V, if the file or a person gives it
     hidden: np.ndarray|None = None  # bool (y, x): pixels of a scale bar that were painted over
     notes: tuple[str,...] = ()  # changes to the file's pixels, for the report
     file: dict = of_each(default_factory=dict)  # what the file says of itself, for the record
     pixels: tuple[int,int]|None = None  # rows and columns of the file, where its pixels were made square
     bright: bool = False  # particles were found to be brighter than the background, as in dark field
+    Cs: float|None = None  # Å, spherical aberration of the objective, if a person gives it
     @property
     def field(self)->tuple[float,float]: return tuple(n*self.sampling for n in self.image.shape)  # Å (y, x)
 
@@ -647,9 +648,12 @@ def read(
     inverted:bool|None=None,  # True: a negative, its particles are brighter than the background; default: from the file
     number:int|None=None,  # of an image, where a file holds several; default: the largest with a pixel size
     scanned:bool=False,  # a scanned image is read too: sizes are all that it can give
+    voltage:float|None=None,  # V; default: from the file
+    Cs:float|None=None,  # Å; no file tells it
 )->Micrograph:
     "Read and check one image. Raises `UserError`, in one sentence, for whatever cannot be analysed."
-    return _micrograph(Path(path), *_pixels(Path(path), frame, number), sampling, frame, inverted, scanned)
+    m = _micrograph(Path(path), *_pixels(Path(path), frame, number), sampling, frame, inverted, scanned)
+    return replace(m, voltage=voltage or m.voltage, Cs=Cs)
 
 # %% ../../nbs/micrographs/00_reading.ipynb #68d5b135
 def frame_count(

@@ -127,12 +127,13 @@ def train_and_test(
     test:Recipe|None=None,  # of the test structures; default: a fifth of the recipe's own
     symmetries:int=1,  # 8: answers are averaged over the symmetries of the square
     folder:str|Path|None=None,  # of the waves; default: in `out`
+    begin:Network|None=None,  # a trained network of this architecture and these classes, whose training goes on
 )->dict:  # test scores, sizes of the parts, temperature, threshold, parameters, versions
     """Simulate, split by structure, train, calibrate, test; a finished run is read back. Raises `UserError` if `out`
     holds another run."""
     params = dict(recipe=fingerprint(recipe), test=test and fingerprint(test), arch=arch, epochs=epochs, lr=lr,
                   seed=seed,
-                  wanted_accuracy=wanted_accuracy, symmetries=symmetries)
+                  wanted_accuracy=wanted_accuracy, symmetries=symmetries, **({'begin': begin.fingerprint} if begin else {}))
     out = Path(out)
     if done := _finished_run(out, params): return done
     if test: check_seeds_differ(recipe.seed, test.seed)
@@ -140,7 +141,8 @@ def train_and_test(
     store = waves(recipe, workers, folder or out/'waves')
     held = waves(test, workers, folder or out/'waves') if test else store
     fit, valid, rest = split_by_structure(store.labels, valid=.05 if test else .1, test=0 if test else .2, seed=seed)
-    learn = fit_model(dataloaders(store, fit, valid), arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt')
+    learn = fit_model(dataloaders(store, fit, valid), arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt',
+                      begin=begin and begin.module)
     items = pairs(range(len(held)) if test else rest, held.recipe.images)
     return _finish(learn.model, store, fit, valid, held, items, out, params)
 
