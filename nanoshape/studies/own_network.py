@@ -10,6 +10,7 @@ from pathlib import Path
 import tempfile, time
 import pandas as pd
 from ..core import NM, UserError, cores, provenance, read_json, whole_file, write_json
+from ..simulate.structures import lattice_constant
 from ..datasets.recipes import Recipe, bounds, fingerprint, make_recipe
 from ..datasets.batches import pairs, split_by_structure
 from ..learn.abstention import answer_scores, answer_table, calibrated
@@ -22,18 +23,22 @@ from ..micrographs.report import html_page, network_pictures
 from .experiments import train_and_test, waves
 
 # %% ../../nbs/studies/04_own_network.ipynb #70099c67
-def _span(spec, unit):  # a distribution's ends as text
-    low, high = bounds(spec)
-    return f'{low:g} {unit}' if low == high else f'{low:g} to {high:g} {unit}'
+def _span(spec, unit, factor=1.):  # a distribution's ends as text
+    low, high = (v*factor for v in bounds(spec))
+    return f'{low:.3g} {unit}' if low == high else f'{low:.3g} to {high:.3g} {unit}'
+
+def _of_gold(recipe, metals):  # forms: by what lengths are to be multiplied, as they are given for gold
+    return lattice_constant(metals[0])/lattice_constant('Au') if recipe.kind == 'forms' and len(metals) == 1 else 1.
 
 def knowledge(recipe:Recipe)->list[str]:
     "What a network trained on this recipe will know, a line for each condition."
     metals = [recipe.element] if isinstance(recipe.element, str) else recipe.element
-    spans = dict(size=('size_nm', 'nm'), energy=('energy_kev', 'keV'), focus=('defocus_nm', 'nm'), Cs=('Cs_um', 'µm'),
-                 dose=('dose', 'e⁻/Å²'), support=('support_nm', 'nm'))
-    return [f'particles: {", ".join(recipe.classes)}', f'metals: {", ".join(metals)}',
+    f = _of_gold(recipe, metals)
+    gold = ' (for gold; for other metals with the lattice constant)' if len(metals) > 1 else ''
+    spans = dict(energy=('energy_kev', 'keV'), focus=('defocus_nm', 'nm'), Cs=('Cs_um', 'µm'), dose=('dose', 'e⁻/Å²'), support=('support_nm', 'nm'))
+    return [f'particles: {", ".join(recipe.classes)}', f'metals: {", ".join(metals)}', f'size: {_span(recipe.size_nm, "nm", f)}{gold}',
             *(f'{k}: {_span(getattr(recipe, key), unit)}' for k, (key, unit) in spans.items()),
-            f'pixel: {recipe.sampling/NM:.4f} nm, field: {recipe.box_nm:g} nm']
+            f'pixel: {f*recipe.sampling/NM:.4f} nm, field: {f*recipe.box_nm:.3g} nm{gold}']
 
 # %% ../../nbs/studies/04_own_network.ipynb #786548dc
 KINDS = 'particles', 'forms'
