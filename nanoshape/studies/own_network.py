@@ -25,7 +25,8 @@ from .experiments import train_and_test, waves
 # %% ../../nbs/studies/04_own_network.ipynb #70099c67
 def _span(spec, unit, factor=1.):  # a distribution's ends as text
     low, high = (v*factor for v in bounds(spec))
-    return f'{low:.3g} {unit}' if low == high else f'{low:.3g} to {high:.3g} {unit}'
+    word = lambda v: f'{round(v, 2):g}'
+    return f'{word(low)} {unit}' if low == high else f'{word(low)} to {word(high)} {unit}'
 
 def _of_gold(recipe, metals):  # forms: by what lengths are to be multiplied, as they are given for gold
     return lattice_constant(metals[0])/lattice_constant('Au') if recipe.kind == 'forms' and len(metals) == 1 else 1.
