@@ -6,7 +6,7 @@
 __all__ = ['NM', 'PARTICLES', 'SURVEY', 'COLUMNS', 'IMAGES', 'cores', 'UserError', 'project_root', 'shared_data', 'runs_folder',
            'rng', 'torch_rng', 'seed_everything', 'default_device', 'thread_map', 'whole_file', 'write_json',
            'read_json', 'read_yaml', 'yaml_value', 'checksum', 'own_files', 'check_replaceable', 'result_folder',
-           'start_results', 'commit', 'provenance']
+           'start_results', 'Busy', 'only_writer', 'commit', 'provenance']
 
 # %% ../nbs/00_core.ipynb #a9d2c96f
 import errno, hashlib, json, os, re, secrets, shutil, subprocess, sys, warnings, zlib
@@ -310,6 +310,24 @@ def start_results(
     before = _own_record(path, record) or dict(files={})
     _keep_edited(Path(path)/record)
     _write_record(Path(path)/record, before | (what or {}) | dict(made_by='nanoshape', kind=kind, finished=False))
+
+# %% ../nbs/00_core.ipynb #93b61bab
+class Busy(UserError): "Another process is writing into the folder."
+
+@contextmanager
+def only_writer(
+    folder:str|Path,  # that is there
+):
+    "The block's process alone writes into a folder. Raises `Busy` while another one does; does nothing where there are no locks."
+    try: import fcntl
+    except ImportError: yield; return  # Windows
+    at = os.open(folder, os.O_RDONLY)
+    try:
+        try: fcntl.flock(at, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: raise Busy(f'another process is writing into {folder}: wait for it, or stop it') from None
+        except OSError: pass  # a file system without locks
+        yield
+    finally: os.close(at)
 
 # %% ../nbs/00_core.ipynb #0f2f37da
 def _git(*args):  # what git says of the checkout; None where it cannot tell

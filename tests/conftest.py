@@ -8,6 +8,7 @@ os.environ.setdefault('MPLBACKEND', 'agg')
 
 import numpy as np
 import pytest
+import torch
 
 from nanoshape.core import project_root, shared_data
 from nanoshape.learn.network import Card, Network
@@ -75,6 +76,14 @@ def grey():
     for y, x, r in ((60, 70, 30), (120, 180, 42)):
         image[(yy - y)**2 + (xx - x)**2 <= r*r] -= 40
     return image.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def one_thread():
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
 
 
 def stand_in(module, **card):

@@ -341,7 +341,7 @@ def loaders(store):
     return dataloaders(store, range(30), range(30, 40), bs=10, device=torch.device('cpu'))
 
 
-def test_a_killed_training_goes_on_behind_its_last_epoch(tiny_store, tmp_path, monkeypatch):
+def test_a_killed_training_goes_on_behind_its_last_epoch(tiny_store, tmp_path, monkeypatch, one_thread):
     from nanoshape.learn.train import Checkpoint, train
     save, log, point = Checkpoint._save, tmp_path/'log.csv', tmp_path/'state.pt'
 
@@ -355,10 +355,27 @@ def test_a_killed_training_goes_on_behind_its_last_epoch(tiny_store, tmp_path, m
             train(loaders(tiny_store), 'cnn4', 4, log=log, bf16=False, checkpoint=point)
     first = pd.read_csv(log)
     assert first.epoch.tolist() == [0, 1] and point.is_file()
-    train(loaders(tiny_store), 'cnn4', 4, log=log, bf16=False, checkpoint=point)
+    torch.rand(7)  # whatever else drew numbers in between
+    resumed = train(loaders(tiny_store), 'cnn4', 4, log=log, bf16=False, checkpoint=point)
     whole = pd.read_csv(log)
     assert whole.epoch.tolist() == [0, 1, 2, 3] and whole.train_loss[:2].tolist() == first.train_loss.tolist() and not point.exists()
     assert whole.train_loss.notna().all() and [p.name for p in tmp_path.iterdir()] == ['log.csv']
+    undisturbed = train(loaders(tiny_store), 'cnn4', 4, bf16=False)  # with dropout, to the last bit
+    assert all(map(torch.equal, resumed.model.state_dict().values(), undisturbed.model.state_dict().values()))
+
+
+def test_a_run_killed_while_it_is_calibrated_keeps_its_network(tiny, tmp_path, monkeypatch):
+    from nanoshape.studies import experiments
+    ask = dict(arch='cnn4', epochs=1, workers=0)
+
+    def killed(*_): raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, '_calibrated', killed)
+        with pytest.raises(KeyboardInterrupt):
+            experiments.train_and_test(tiny, tmp_path/'run', **ask)
+    log = (tmp_path/'run/log.csv').read_bytes()
+    experiments.train_and_test(tiny, tmp_path/'run', **ask)
+    assert (tmp_path/'run/log.csv').read_bytes() == log and not (tmp_path/'run/state.pt').exists()
 
 
 def test_a_training_that_goes_on_keeps_its_precision(tiny_store, tmp_path, monkeypatch):

@@ -52,14 +52,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(od, 'own_loaders', lambda *args: loaders(*args, watch=1))
 
 
-@pytest.fixture
-def one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
-
-
 # ---- pairs
 
 def test_labels_are_found_beside_and_elsewhere(folder, tmp_path):

@@ -22,7 +22,7 @@ import zarr
 import nanoshape.datasets.store as module
 from conftest import COMMAND, ROOT, wait_for
 from nanoshape.cli import main
-from nanoshape.core import UserError, read_json, whole_file, write_json
+from nanoshape.core import only_writer, UserError, read_json, whole_file, write_json
 from nanoshape.datasets.recipes import KINDS, load_recipe
 from nanoshape.datasets.samples import sample, waves_of
 from nanoshape.datasets.store import SHARD, Store, _check, one_thread, simulate, verify
@@ -255,7 +255,7 @@ def test_the_engine_knows_its_modules():
 
 
 def test_one_writer_at_a_time(tiny, tmp_path):
-    with module._only_writer(tmp_path):
+    with only_writer(tmp_path):
         with pytest.raises(UserError, match='another process'):
             simulate(tiny, tmp_path, workers=0)
     with whole_file(tmp_path/'a.csv') as t:
@@ -289,7 +289,7 @@ def test_a_full_disk_stops_with_one_sentence_and_loses_nothing(tiny, tiny_store,
 FULL = """import sys
 from pathlib import Path
 import nanoshape.datasets.store as module
-from nanoshape.core import UserError
+from nanoshape.core import only_writer, UserError
 from nanoshape.datasets.recipes import load_recipe
 from nanoshape.datasets.store import Store, verify
 recipe = load_recipe(sys.argv[1], structures=48)

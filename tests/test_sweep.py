@@ -1,13 +1,16 @@
 """Sweeps: grids, runs that fail, interruptions, clusters; and what experiments share."""
 import json
+import subprocess
 
 import nbformat
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
+from conftest import COMMAND, wait_for
 from nanoshape.cli import main
-from nanoshape.core import UserError, read_json
+from nanoshape.core import UserError, only_writer, read_json
 from nanoshape.studies.sweep import load_sweep, sweep
 
 CODE = '''import json, pathlib
@@ -55,6 +58,40 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(spec, tmp_path, capsy
     spec(laptop=dict(fixed=dict(bad=True), grid=dict(seed=[1, 0])))
     assert sweep(file, out=out, table=table)[1].keys() == {'seed=1'}, 'a failed run is tried again'
     assert stamps(out) == before, 'a finished run is not'
+
+
+def test_a_failed_sweep_does_not_touch_what_an_earlier_one_found(spec, tmp_path):
+    out, table = tmp_path/'runs', tmp_path/'t.csv'
+    sweep(spec(laptop=dict(grid=dict(seed=[0, 1]))), out=out, table=table)
+    before = table.read_bytes()
+    for k in (0, 1): (out/f'seed={k}/metrics.json').unlink()
+    bad = dict(fixed=dict(bad=True))
+    assert sweep(spec(laptop=dict(**bad, grid=dict(seed=[1]))), out=out, table=table)[1] and table.read_bytes() == before
+    assert sweep(spec(laptop=dict(**bad, grid=dict(seed=[0, 1]))), out=out, table=table)[1].keys() == {'seed=1'}
+    t, old = pd.read_csv(table).set_index('run'), pd.read_csv(table.with_name('t.csv')).set_index('run')
+    assert set(t.index) == {'seed=0', 'seed=1'} and len(t) == 4 and t.loc['seed=0'].bad.all() and not t.loc['seed=1'].bad.any()
+    assert old.loc['seed=1'].accuracy.tolist() == [.9, .5]
+
+
+def test_two_sweeps_on_one_folder_are_refused(spec, tmp_path):
+    (tmp_path/'runs').mkdir()
+    with only_writer(tmp_path/'runs'), pytest.raises(UserError, match='another process'):
+        sweep(spec(laptop=dict(grid=dict(seed=[0]))), out=tmp_path/'runs', table=tmp_path/'t.csv')
+    assert not (tmp_path/'t.csv').exists()
+
+
+def test_a_run_ends_with_its_sweep(spec, notebook, tmp_path):
+    """However the sweep ends: papermill's process and the notebook's kernel go with it."""
+    nb = nbformat.read(notebook, 4)
+    nb.cells[1].source = "import os, time, pathlib; pathlib.Path(out, 'pid').write_text(f'{os.getpid()} {os.getppid()}'); time.sleep(300)"
+    nbformat.write(nb, notebook)
+    file, pid = spec(laptop=dict(grid=dict(seed=[0]))), tmp_path/'runs/seed=0/pid'
+    p = subprocess.Popen([*COMMAND, 'sweep', str(file), '--out', str(tmp_path/'runs'), '--table', str(tmp_path/'t.csv')], stderr=subprocess.DEVNULL)
+    wait_for(lambda: pid.is_file() and len(pid.read_text().split()) == 2)
+    kernel, papermill = map(int, pid.read_text().split())
+    p.kill(); p.wait()
+    alive = lambda k: psutil.pid_exists(k) and psutil.Process(k).status() != psutil.STATUS_ZOMBIE
+    wait_for(lambda: not alive(kernel) and not alive(papermill), 20)
 
 
 def test_an_interrupted_sweep_goes_on_and_two_workers_agree(spec, tmp_path):

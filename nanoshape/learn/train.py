@@ -98,7 +98,7 @@ class Checkpoint(Callback):
     def __init__(self, log=None, path=None, asked=None):
         super().__init__()
         self.log, self.path, self.asked = log and Path(log), path and Path(path), asked or {}
-        self.rows, self.bf16 = [], None
+        self.rows, self.bf16, self.random = [], None, None
     def after_epoch(self):
         if len(self.recorder.log) < len(self.recorder.metric_names): return  # an epoch that was skipped
         self.rows.append(_row(self.recorder))
@@ -109,7 +109,7 @@ class Checkpoint(Callback):
         average = self.learn.average if hasattr(self.learn, 'average') else None
         state = dict(epoch=self.epoch + 1, asked=self.asked, rows=self.rows, bf16=self.bf16,
                      model=self.model.state_dict(), opt=_plain(self.opt.state_dict()),
-                     average=average and average.state, steps=average and average.steps)
+                     average=average and average.state, steps=average and average.steps, random=torch.get_rng_state())
         with whole_file(self.path) as part: torch.save(state, part)
 
 # %% ../../nbs/learn/01_train.ipynb #224b8c51
@@ -143,7 +143,7 @@ def _resume(learn, path):  # the state of a checkpoint into a Learner; the first
         learn.create_opt(); learn.opt.load_state_dict(state['opt'])
     except (RuntimeError, KeyError, TypeError):
         raise UserError(f'{path} belongs to another network: delete it to start anew') from None
-    checkpoint.rows, checkpoint.bf16 = state['rows'], state.get('bf16')
+    checkpoint.rows, checkpoint.bf16, checkpoint.random = state['rows'], state.get('bf16'), state.get('random')
     if hasattr(learn, 'average'): learn.average.state, learn.average.steps = state['average'], state['steps']
     return state['epoch']
 
@@ -193,6 +193,7 @@ def train(
     start = _resume(learn, checkpoint) if checkpoint and Path(checkpoint).is_file() else 0
     learn.add_cbs([Autocast()]*_precision(learn, bf16))
     dls.train.draws, dls.train.seed = start, seed  # neither the batch above nor a restart shifts the epochs' seeds
+    if learn.checkpoint.random is not None: torch.set_rng_state(learn.checkpoint.random.cpu())  # dropout goes on as if nothing had been
     learn.fit_one_cycle(epochs, lr, start_epoch=start)
     if checkpoint and not keep: Path(checkpoint).unlink(missing_ok=True)
     return learn

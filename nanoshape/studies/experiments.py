@@ -18,14 +18,14 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from ..core import NM, UserError, project_root, provenance, read_json, rng, shared_data, torch_rng, write_json
+from ..core import Busy, NM, UserError, project_root, provenance, read_json, rng, shared_data, torch_rng, write_json
 from ..simulate.orientations import random_rotation, rotated
 from ..simulate.supports import amorphous
 from ..simulate.structures import assemble, lattice_constant, particle
 from ..simulate.microscope import images
 from ..datasets.recipes import IMAGING, Recipe, fingerprint, wave_recipe
 from ..datasets.samples import conditions, recipe_waves
-from ..datasets.store import Busy, Store, simulate
+from ..datasets.store import Store, simulate
 from ..datasets.batches import class_index, dataloaders, frozen_inputs, frozen_set, pairs, split_by_structure
 from ..learn.train import train as fit_model, training_log
 from ..learn.evaluate import confidence_threshold, fit_temperature, logits, score
@@ -141,10 +141,12 @@ def train_and_test(
     store = waves(recipe, workers, folder or out/'waves')
     held = waves(test, workers, folder or out/'waves') if test else store
     fit, valid, rest = split_by_structure(store.labels, valid=.05 if test else .1, test=0 if test else .2, seed=seed)
-    learn = fit_model(dataloaders(store, fit, valid), arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt',
+    learn = fit_model(dataloaders(store, fit, valid), arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', keep=True,
                       begin=begin and begin.module)
     items = pairs(range(len(held)) if test else rest, held.recipe.images)
-    return _finish(learn.model, store, fit, valid, held, items, out, params)
+    done = _finish(learn.model, store, fit, valid, held, items, out, params)
+    (out/'state.pt').unlink(missing_ok=True)  # not before: calibration may be killed, too
+    return done
 
 # %% ../../nbs/studies/00_experiments.ipynb #6e2c8813
 def recipe_keys(recipe:Recipe)->dict:  # plain values, for JSON

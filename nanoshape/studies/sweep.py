@@ -15,7 +15,7 @@ import pandas as pd
 import papermill
 import torch
 from tqdm import tqdm
-from ..core import cores, UserError, project_root, read_json, read_yaml, whole_file, write_json
+from ..core import only_writer, cores, UserError, project_root, read_json, read_yaml, whole_file, write_json
 
 # %% ../../nbs/studies/02_sweep.ipynb #0be0b638
 def check_parameters(
@@ -31,7 +31,12 @@ def check_parameters(
         raise UserError(f'{k} = {v!r}: parameters must be plain numbers, texts or yes/no')
 
 # %% ../../nbs/studies/02_sweep.ipynb #f62a8e16
-_RUN = '''import json, sys, papermill
+_RUN = '''import json, os, sys, threading, time, papermill, psutil
+def follow(parent):  # to the end, with the notebook's kernel
+    while os.getppid() == parent: time.sleep(.5)
+    for p in psutil.Process().children(recursive=True): p.kill()
+    os._exit(1)
+threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
 notebook, result, params, out = sys.argv[1:]
 papermill.execute_notebook(notebook, result, json.load(open(params)) | {"out": out}, progress_bar=False)'''
 
@@ -185,6 +190,14 @@ def _run_all(jobs, scheduler, workers, bar):  # failed runs → the last line of
         bar.update()
     return failed
 
+# %% ../../nbs/studies/02_sweep.ipynb #c08aca23
+def _write_table(t, table, failed):  # rows of failed runs stay as they were
+    if failed and table.is_file():
+        old = pd.read_csv(table, dtype=str, keep_default_na=False)
+        t = pd.concat([t, old[old['run'].isin(failed)]], ignore_index=True)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(table) as tmp: t.to_csv(tmp, index=False)
+
 # %% ../../nbs/studies/02_sweep.ipynb #bc94d6e4
 def sweep(
     path:str|Path,  # a YAML file in data/sweeps
@@ -200,9 +213,9 @@ def sweep(
     table = Path(table or _default_table(name, profile))
     jobs = [(notebook, out/f, r) for f, r in runs.items() if not _finished(out/f, r)]
     bar = tqdm(total=len(runs), initial=len(runs) - len(jobs), desc=f'{name}, {profile}', unit='run')
-    failed = _run_all(jobs, scheduler, workers, bar)
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out): failed = _run_all(jobs, scheduler, workers, bar)
     t = collect([out/f for f in runs if f not in failed])
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(table) as tmp: t.to_csv(tmp, index=False)
+    if len(t): _write_table(t, table, failed)
     _keep(out/next(iter(runs)), {} if next(iter(runs)) in failed else keep)
     return t, failed
