@@ -513,6 +513,8 @@ def _sentence(e):  # what a person should do about an error, or None if it is a 
     if isinstance(e, UserError): return str(e)
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return f'the disk is full ({e.filename or "while writing"}): make room, then run the same command again'
+    if e.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
+        return f'{e.filename} is no place for a result ({os.strerror(e.errno).lower()}): choose another folder with --out'
     if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f'{e.filename} cannot be opened or written: look at its permissions, or choose another folder with --out'
 

@@ -7,7 +7,7 @@ from PIL import Image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT
+from conftest import ROOT, one_sentence
 from nanoshape.core import NM, UserError, rng, torch_rng
 from nanoshape.datasets.batches import check_split, dataloaders, fresh_images, frozen_images, save_images, write_card
 from nanoshape.simulate.microscope import displacement, images, take
@@ -224,3 +224,19 @@ def test_surface_energies_as_yaml_writes_them(tmp_path):
     assert r.surface_energies == {'111': 1.0, '001': 1.15} and len(sample(r, 0)[0])
     for wrong in ({'11': 1.}, {'111': -1.}, {'abc': 1.}, {111: 'low'}):
         with pytest.raises(UserError, match='surface_energies'): load_recipe(tmp_path/'wulff.yaml', surface_energies=wrong)
+
+
+@pytest.mark.parametrize('text, said', [
+    ('name: x\nstructures: 1000000000', 'structures must not exceed'), ('name: x\nseed: -1', 'seed must not be negative'),
+    ('name: x\ngpts: 100000', 'gpts must not exceed'), ('name: x\nshift_nm: -1', 'shift_nm must not be negative'),
+    ('name: 2020-99-99', 'readable YAML'), ('name: ' + '['*3000 + ']'*3000, 'readable YAML'), ('name: x\n#' + 'a'*2**20, 'very large'),
+    ('name: x\ndose: 1e3', 'dose must be a number')])
+def test_odd_recipes_get_a_sentence_at_once(text, said, tmp_path):
+    (tmp_path/'r.yaml').write_text(text)
+    with pytest.raises(UserError) as e: load_recipe(tmp_path/'r.yaml')
+    assert said in one_sentence(e)
+
+
+def test_what_is_no_file_is_no_recipe():
+    for path in ('/dev/zero', str(ROOT)):
+        with pytest.raises(UserError, match='no YAML file'): load_recipe(path)

@@ -307,10 +307,18 @@ def _check_heights(r):
     if not whole or not 1 <= r.heights[0] <= r.heights[1] <= 100:
         raise UserError(f'heights must be two whole numbers from 1 to 100, the smaller first, not {list(r.heights)!r}')
 
+_AT_MOST = {'structures': 10**7, 'views': 10**5, 'images': 10**4, 'gpts': 8192, 'out_gpts': 8192, 'foci': 100}
+
+def _check_amounts(r):  # whole numbers that nothing could be made of
+    for k, most in _AT_MOST.items():
+        if getattr(r, k) > most: raise UserError(f'{k} must not exceed {most}, not be {getattr(r, k)}')
+    for k in ('seed', 'shift_nm'):
+        if getattr(r, k) < 0: raise UserError(f'{k} must not be negative, not {getattr(r, k)}')
+
 def _check_values(r):
     for k in _NOT_NEGATIVE:
         if bounds(getattr(r, k))[0] < 0: raise UserError(f'{k} must not be negative')
-    for check in (_check_sizes, _check_heights, _check_limits): check(r)
+    for check in (_check_amounts, _check_sizes, _check_heights, _check_limits): check(r)
     for k in ('mtf', 'ntf', 'dqe'):
         v = getattr(r, k)
         if v is not None and not 0 < bounds(v)[0] <= bounds(v)[1] <= 1:
