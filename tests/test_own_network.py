@@ -164,3 +164,13 @@ def test_a_report_and_a_folder_by_kinds(sure, tmp_path):
     far = pd.read_csv(tmp_path/'out/0.tif/particles.csv')
     assert {*probability_columns(answer_names(sure.card)), *NUMBERS} <= set(far) and far.size_nm.item() == pytest.approx(t.size_nm.item(), rel=1e-3)
     assert far.size_nm.item() < 2*m.field[0]/NM
+
+
+@pytest.mark.parametrize('odd', [dict(thresholds=.5), dict(thresholds=['a']), dict(temperatures={'crystal': 0}), dict(temperatures=None),
+                                 dict(distance_max='far'), dict(answers={'crystal': []}), dict(answers={'crystal': ['a', 'b']}), dict(answers=7)])
+def test_odd_cards_of_several_answers_are_refused(trained, tmp_path, odd):
+    import json, shutil
+    shutil.copy(trained/'model.safetensors', tmp_path/'m.safetensors')
+    (tmp_path/'m.json').write_text(json.dumps(read_json(trained/'model.json') | odd))
+    with pytest.raises(UserError) as e: default_shape_network(tmp_path/'m.safetensors')
+    assert 'answers' in one_sentence(e)
