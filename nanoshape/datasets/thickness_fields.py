@@ -19,12 +19,12 @@ from ..simulate.thickness import band_noise, particle_thickness, ring_noise, sup
 CHOICES = dict(
     support={'choice': ['none', *['film']*7, *['agglomerate']*8, *['grains']*4, *['porous']*5]},
     diameter={'loguniform': [5, 85]}, spread={'uniform': [.08, .65]},  # lognormal: median, and σ of the logarithm
-    cover={'loguniform': [.01, .8]}, empty=.04,  # share of the field under particles; fields without any
-    overlap={'choice': [0, .1, .35, .5, .65]}, beside=.2,  # of a particle by others; fields with some beside the support
+    cover={'loguniform': [.01, .6]}, empty=.04,  # share of the field under particles; fields without any
+    overlap={'choice': [0, .1, .35, .5]}, beside=.2,  # of a particle by others; fields with some beside the support
     vary={'uniform': [0, .45]}, bend=.08, twin=.2,  # brightness; shares of strongly diffracting and of twinned ones
     fringes=.4, specks=.35, dark_field=.5, negative=.04,  # shares of fields
     particle={'loguniform': [.12, 1.6]}, film={'loguniform': [.05, 1.2]},  # optical thickness; of the median particle
-    brightness={'loguniform': [.06, 6]}, pedestal={'choice': [0, 0, .1, .4]},  # dark field: of particles; background
+    brightness={'loguniform': [.25, 6]}, pedestal={'choice': [0, 0, .1, .4]},  # dark field: of particles; background
     grain={'uniform': [0, .16]}, ring=.3, fresnel={'uniform': [-3, 3]},  # bright field: texture; with rings; fringes
     blur={'loguniform': [.35, 2.5]}, gradient={'uniform': [0, .25]},  # pixels; across the field
     dose={'loguniform': [30, 5000]},  # e⁻ per pixel
@@ -95,7 +95,7 @@ def _dark_field(c, support, particles, texture, fringe):
     return np.maximum(support*(1 + .5*c['grain']*texture), 0) + particles*c['brightness'] + c['pedestal']
 
 # %% ../../nbs/datasets/05_thickness_fields.ipynb #cb98e64e
-NOTICED, ABOVE_NOISE = .7, 3.  # contrast of a particle over the texture's, both averaged over a quarter of its diameter; over the noise of its mean
+NOTICED, ABOVE_NOISE = 1., 3.  # contrast of a particle over the texture's, both averaged over a quarter of its diameter; over the noise of its mean
 
 def _roughness(image, size):  # (n, n): local standard deviation of structures as large as a particle of `size` pixels
     step = max(1, size//8)
@@ -157,9 +157,8 @@ def thickness_field(
     c = _drawn(choices, g)
     support = support_thickness(str(c['support']), n, g)
     particles, labels = _place(c, support, n, g)
-    specks, texture, fringe = _specks(c, n, g), _texture(c, support, n, g), g.uniform(.8, 2.5)
+    film, texture, fringe = c['film']*support + _specks(c, n, g), _texture(c, support, n, g), g.uniform(.8, 2.5)
     contrast = _dark_field if (dark := g.random() < c['dark_field']) else _bright_field
-    film = c['film']*support + specks*(min(1, c['brightness']) if dark else 1)  # a speck scatters less than any particle
     seen = lambda p: ndimage.gaussian_filter(contrast(c, film, p, texture, fringe), c['blur'])
     image, without = seen(c['particle']*particles), seen(0*particles)
     labels = _shown(labels, image, without, c)
