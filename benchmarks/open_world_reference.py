@@ -3,9 +3,9 @@
     python benchmarks/open_world_reference.py [--model data/models/open_world.safetensors] [--structures 60] [--phonons 2] [--pixel 0.2]
                                               [--images runs/open_world_reference.npz] [--out data/results/open_world_reference.csv]
 
-The same particles of the recipe open_world_test under the same conditions, twice: as its waves make them (a coarser grid, a Debye–Waller factor, an
-average over three foci), and with frozen phonons, slices of 1 Å, a fine grid and fifteen foci. The images by the exact path are made once, some seconds
-each on one core, and kept. The detector's noise is drawn in the same way for both."""
+The same particles of the recipe open_world_test under the same conditions, twice: as its waves make them (a coarser grid, a Debye–Waller factor,
+an average over three foci), and with frozen phonons, slices of 1 Å, a fine grid and fifteen foci. The images by the exact path are made once, some
+seconds each on one core, and kept. The detector's noise is drawn in the same way for both."""
 import argparse
 from pathlib import Path
 
