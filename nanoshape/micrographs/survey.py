@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from urllib.parse import quote
-import errno, os, re, shutil, signal, warnings
+import errno, os, pickle, re, shutil, signal, warnings
 
 import numpy as np
 import pandas as pd
@@ -267,8 +267,9 @@ def _heard(analyse, file):  # → its result, or the error that stops all; and t
         except Exception as e: result = e
     return result, [str(w.message) for w in heard if w.category is UserWarning]
 
-def _serve_files(pipe, analyse):  # what a worker runs: a file comes in, what `_heard` gives goes out
+def _serve_files(pipe, job):  # what a worker runs: a file comes in, what `_heard` gives goes out
     _start_worker()
+    analyse = pickle.loads(job)  # noqa: S301 (from the parent)
     with suppress(EOFError, OSError, KeyboardInterrupt):  # the other side has gone, or wants this one to end
         while True: pipe.send(_heard(analyse, pipe.recv()))
 
@@ -308,7 +309,7 @@ def _ask(idle, file):  # the next worker that has nothing to do
     finally: idle.put(worker)
 
 def _on_workers(analyse, files, n, out):  # yields what `analyse` gives for each file, in their order
-    idle, workers = SimpleQueue(), [_Worker(analyse, out) for _ in range(n)]
+    idle, workers = SimpleQueue(), [_Worker(pickle.dumps(analyse), out) for _ in range(n)]  # bytes: shared tensors can hang
     for w in workers: idle.put(w)
     with ThreadPoolExecutor(n) as pool:  # a thread waits for each worker
         futures = [pool.submit(_ask, idle, f) for f in files]
