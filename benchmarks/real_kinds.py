@@ -18,6 +18,7 @@ import pandas as pd
 
 from nanoshape.core import NM, project_root, provenance, rng, shared_data
 from nanoshape.figures import show_images, use_style
+from nanoshape.learn.abstention import answers
 from nanoshape.learn.network import Network
 from nanoshape.micrographs.detection import default_detector
 from nanoshape.micrographs.kinds import classify_kinds, field_sampling
@@ -45,14 +46,18 @@ def analysed(folder, name, nm, element, network, detector, data):
     t = classify_kinds(m, labels, network, element)
     t.insert(0, 'image', name)
     t['fringed'] = fringed(name, t)
+    if not t.size_nm.notna().all(): return t, [None]*len(t)  # the network was not asked
     at = field_sampling(network.card, element or 'Au')
-    return t, particle_fields(m, labels, t, at, network.card.gpts) if not bright else [None]*len(t)
+    fields = particle_fields(m, labels, t, at, network.card.gpts)
+    round_ = ['roundness', 'roundness_low', 'roundness_high']
+    t[round_] = answers(network, fields, at, element=element)[round_].to_numpy()  # though it is withheld with the kind
+    return t, fields
 
 
 def title(r):
     said = r.kind if r.kind != 'undetermined' else f'({r.prediction_set.replace(" | ", "/")[:26]})'
     round_ = f'round {r.roundness:.1f} [{r.roundness_low:.1f}–{r.roundness_high:.1f}]' if np.isfinite(r.roundness) else ''
-    return f'{said}\n{r.shape[:26] or r.reason[:26]}\n{round_}'
+    return f'{said}\n{r['shape'][:26] or r.reason[:26]}\n{round_}'
 
 
 def draw(table, fields, path, network, most=60):

@@ -144,7 +144,8 @@ def train(a):
     print('What it will know:', *knowledge(recipe), sep='\n  ')
     if recipe.kind == 'forms' and not (out/'report.html').is_file():
         t = minutes(recipe, steps)
-        print(f'About {t["simulation"]:.0f} minutes of simulation and {t["training"]:.0f} of training; stopped, the same command goes on.')
+        print(f'About {t["simulation"]:.0f} minutes of simulation and {t["training"]:.0f} of training; stopped, the same '
+              'command goes on.')
     network = own_network(recipe, out, a.begin, steps, a.seed, workers=a.workers)
     from nanoshape.learn.evaluate import score_text
     print(score_text(network.card.test.get('test', network.card.test)))
@@ -322,7 +323,7 @@ def _file_options(p, frame='(default: all)'):
     p.add_argument('--pixel-size', type=_decimal, metavar='NM', help='nm per pixel; needed where the file does not say it')
     p.add_argument('--inverted', action='store_true', help='particles are brighter than the ground, as in a negative')
     p.add_argument('--kv', type=_decimal, metavar='KV', help='voltage of the microscope (default: as the file says)')
-    p.add_argument('--cs', type=_decimal, metavar='MM', help='spherical aberration of the objective in mm, such as 1.2 (no file tells it)')
+    p.add_argument('--cs', type=_decimal, metavar='MM', help='spherical aberration in mm, such as 1.2 (no file tells it)')
     p.add_argument('--frame', type=int, metavar='K', help=f'which image of a movie, from 0 {frame}')
     p.add_argument('--out', metavar='FOLDER', help='where the results go (default: a folder under runs/)')
 

@@ -118,7 +118,8 @@ def test_a_killed_training_ends_as_another(recipe, tmp_path, monkeypatch):
 def test_kinds_are_named_and_withheld_with_a_reason(sure):
     m, labels = lattice_image()
     t = classify_kinds(m, labels, sure, 'Au')
-    assert t.reason.item() == 'another element than trained on' and t.kind.item() == UNKNOWN and np.isfinite(t.roundness.item())
+    assert t.reason.item() == 'another element than trained on' and t.kind.item() == UNKNOWN
+    assert np.isfinite(t.size_nm.item()) and np.isnan(t.roundness.item())
     m, labels = lattice_image(element_a=3.92)
     at = lambda **k: classify_kinds(replace(m, **k), labels, sure, 'Pt')
     t = at()

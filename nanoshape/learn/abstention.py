@@ -338,16 +338,17 @@ def number_scores(
     dose = (np.log10(table.dose) - table.true_dose).abs().median()
     return {k: v for d in of for k, v in d.items()} | _beam_scores(table) | dict(focus_nm_error=float(focus), dose_factor=float(10**dose))
 
+# %% ../../nbs/learn/08_abstention.ipynb #1140707f
+def _confusion(t):  # as for networks with one answer: counts (true, likeliest), names, share of the commonest
+    names = [c.removeprefix('p_') for c in t if c.startswith('p_') and c[2:] in {*CRYSTALS}]
+    counts = pd.crosstab(t.true_crystal, t.best).reindex(index=names, columns=names, fill_value=0).to_numpy()
+    return dict(confusion=counts.tolist(), classes=names, chance=float(counts.sum(1).max()/max(1, counts.sum())))
+
 # %% ../../nbs/learn/08_abstention.ipynb #507cc22a
 def _names_scores(t):  # how many names are left, and whether the true one is among them
     left = [s.split(', ') if s else [] for s in t.names]
     return dict(names_left=float(np.mean([len(s) for s in left])),
                 crystal_held=float(np.mean([c in s for c, s in zip(t.true_crystal, left)])))
-
-def _confusion(t):  # as for networks with one answer: counts (true, likeliest), names, share of the commonest
-    names = [c.removeprefix('p_') for c in t if c.startswith('p_') and c[2:] in {*CRYSTALS}]
-    counts = pd.crosstab(t.true_crystal, t.best).reindex(index=names, columns=names, fill_value=0).to_numpy()
-    return dict(confusion=counts.tolist(), classes=names, chance=float(counts.sum(1).max()/max(1, counts.sum())))
 
 def answer_scores(
     table:pd.DataFrame,  # from `answer_table`

@@ -50,14 +50,15 @@ def _reasons(t, m, network, element, said):  # why the kind is withheld, '' if i
     return np.where(own == '', said.reason, own)
 
 # %% ../../nbs/micrographs/04_kinds.ipynb #0dfe74ba
-NUMBERS = ('roundness', 'roundness_low', 'roundness_high', 'truncation', 'truncation_low', 'truncation_high', 'size_nm', 'size_nm_low',
-           'size_nm_high', 'focus_nm', 'focus_nm_low', 'focus_nm_high', 'dose', 'beam_h', 'beam_k', 'beam_l', 'beam_spread_deg', 'distance')
-_OF_THE_CRYSTAL = [n for n in NUMBERS if n.startswith(('truncation', 'beam'))]  # without a name they mean nothing
+NUMBERS = (*(f'{n}{end}' for n in ('roundness', 'truncation', 'size_nm', 'focus_nm') for end in ('', '_low', '_high')),
+           'dose', 'beam_h', 'beam_k', 'beam_l', 'beam_spread_deg', 'distance')
+_OF_THE_PARTICLE = [n for n in NUMBERS if n.startswith(('roundness', 'truncation', 'beam'))]  # withheld with its kind
 
 # %% ../../nbs/micrographs/04_kinds.ipynb #a284e78f
 def _nothing(t, names, why):  # the columns of a network that was not asked
     gone = dict.fromkeys([*probability_columns(names), 'confidence', 'film_focus_nm', 'noise_share'], np.nan)
-    t = t.assign(**gone, reason=why, kind_withheld=True, prediction_set='', kind=UNKNOWN, shape='', **dict.fromkeys(NUMBERS, np.nan))
+    t = t.assign(**gone, reason=why, kind_withheld=True, prediction_set='', kind=UNKNOWN, shape='',
+                 **dict.fromkeys(NUMBERS, np.nan))
     return t if 'planes' in t else t.assign(spacings_nm='', planes='', zone_axis='', fringe_snr=0.)
 
 # %% ../../nbs/micrographs/04_kinds.ipynb #b38932b1
@@ -73,7 +74,7 @@ def _answered(t, said, names, reason):  # the table with the answers
     t = pd.concat([t, p, said[['confidence', 'noise_share', *NUMBERS]]], axis=1).assign(
         reason=reason, kind_withheld=reason != '', prediction_set=said.names.str.replace(', ', ' | '),
         kind=np.where(reason == '', said.best, UNKNOWN), shape=np.where(reason == '', said['shape'], ''))
-    t[_OF_THE_CRYSTAL] = t[_OF_THE_CRYSTAL].mask(t.kind_withheld, axis=0)
+    t[_OF_THE_PARTICLE] = t[_OF_THE_PARTICLE].mask(t.kind_withheld, axis=0)
     return t
 
 # %% ../../nbs/micrographs/04_kinds.ipynb #37d6443a

@@ -150,7 +150,8 @@ def _confusion_picture(test):  # for `html_page`
 # %% ../../nbs/micrographs/05_report.ipynb #29573dd6
 def _curves_picture(card):  # for `html_page`
     kinds = tells_kinds(card)
-    axs = plot_curves(pd.DataFrame(card.log), 0 if kinds else 1/len(card.classes), metric='crystal_accuracy' if kinds else 'accuracy')
+    of = dict(chance=0, metric='crystal_accuracy') if kinds else dict(chance=1/len(card.classes))
+    axs = plot_curves(pd.DataFrame(card.log), **of)
     return dict(src=picture(axs[0].figure), file='curves.png', title='Learning curves',
                 text='Losses, and accuracy on validation structures, by epoch.',
                 alt='training and validation loss and accuracy against epoch')
@@ -208,17 +209,19 @@ CAUTION = ('The network has been trained and tested on simulated images only. '
            'where a particle shows no lattice fringes, they rest on its outline and contrast alone.')
 
 # %% ../../nbs/micrographs/05_report.ipynb #5983d366
-_LEGEND = ('Also in particles.csv; their pixels are in {}. Diameters in nm; p: calibrated probability of each answer, left '
-           'out here where it is withheld; no reason: the answer stands; spacings and planes: of lattice fringes, '
-           'where there are any, with a question mark where a spacing is none of the element\'s; film_focus_nm: '
-           'distance from focus by the film\'s Thon rings, where they show; noise_share: share of the variance around '
-           'the particle that is white noise, of electrons and film. ')
-LEGENDS = {'shape': _LEGEND + 'How crystalline a particle is has its own confidence, reason and probabilities (p_amorphous and '
-                    'the like), where that was asked.',
-           'kind': _LEGEND + 'prediction_set: kinds that are not ruled out; numbers have a range, low to high, that should hold the '
-                   'truth in 90 of 100 images like the training\'s; roundness: 0 sharp corners, 1 a sphere; truncation: 0 octahedron, '
-                   '½ cuboctahedron, 1 cube; beam_h, k, l: the beam\'s direction in the crystal, and its spread in degrees; '
-                   'distance: from the training images, about 1 for those.'}
+_LEGEND = (
+    'Also in particles.csv; their pixels are in {}. Diameters in nm; p: calibrated probability of each answer, left out '
+    'here where it is withheld; no reason: the answer stands; spacings and planes: of lattice fringes, where there are '
+    'any, with a question mark where a spacing is none of the element\'s; film_focus_nm: distance from focus by the '
+    'film\'s Thon rings, where they show; noise_share: share of the variance around the particle that is white noise, of '
+    'electrons and film. ')
+LEGENDS = {
+    'shape': _LEGEND + 'How crystalline a particle is has its own confidence, reason and probabilities (p_amorphous and '
+             'the like), where that was asked.',
+    'kind': _LEGEND + 'prediction_set: kinds that are not ruled out; numbers have a range, low to high, that should hold '
+            'the truth in 90 of 100 images like the training\'s; roundness: 0 sharp corners, 1 a sphere; truncation: 0 '
+            'octahedron, ½ cuboctahedron, 1 cube; beam_h, k, l: the beam\'s direction in the crystal, and its spread in '
+            'degrees; distance: from the training images, about 1 for those.'}
 
 # %% ../../nbs/micrographs/05_report.ipynb #c4ff3008
 def _pixel_notes(m):  # what was changed in the file's pixels, and whether it looks like a negative
@@ -298,7 +301,8 @@ def _crystal_picture(m, labels, table, card):
 
 # %% ../../nbs/micrographs/05_report.ipynb #272dc4b9
 def _gallery_title(r, asked):  # of one particle; an answer that is withheld has no number
-    return f'{r.label}\n{UNKNOWN}' if getattr(r, f'{asked}_withheld') else f'{r.label}: {getattr(r, asked)}\n{r.confidence:.0%}'
+    withheld, answer = getattr(r, f'{asked}_withheld'), getattr(r, asked)
+    return f'{r.label}\n{UNKNOWN}' if withheld else f'{r.label}: {answer}\n{r.confidence:.0%}'
 
 def _gallery(m, labels, table, card, most=40):  # figure: fields of particles, the surest answers first
     asked, at = question(card), field_sampling(card, table.element.iat[0])
@@ -359,7 +363,7 @@ def _write_pictures(folder, pictures):  # those that are files of their own
         if 'file' in p: (folder/p['file']).write_bytes(base64.b64decode(p['src'].split(',')[1]))
 
 # %% ../../nbs/micrographs/05_report.ipynb #acc57301
-def _outlines(r):  # of one of skimage's `regionprops`, the outer one first: arrays (point, xy), pixels from the image's corner
+def _outlines(r):  # of one of skimage's `regionprops`, the outer one first: arrays (point, xy), pixels from a corner
     rings = measure.find_contours(np.pad(r.image, 1), .5)
     return [c[:, ::-1] - .5 + r.bbox[1::-1] for c in sorted(rings, key=len, reverse=True)]
 
@@ -371,7 +375,8 @@ def _coco(m, labels):  # outlines in COCO's format, pixels
         outlines = [c.round(2).ravel().tolist() for c in _outlines(r)]
         return dict(id=int(r.label), image_id=1, category_id=1, bbox=[x0, y0, x1 - x0, y1 - y0], area=int(r.area), iscrowd=0,
                     segmentation=outlines)
-    return dict(images=[image], categories=[dict(id=1, name='particle')], annotations=[annotation(r) for r in measure.regionprops(labels)])
+    annotations = [annotation(r) for r in measure.regionprops(labels)]
+    return dict(images=[image], categories=[dict(id=1, name='particle')], annotations=annotations)
 
 def _write_rois(path, labels):  # outlines as ImageJ's ROIs, named by their labels
     with zipfile.ZipFile(path, 'w') as z:
@@ -414,8 +419,8 @@ def write_report(
     pictures, tests = _particle_pictures(m, labels, table, network, crystals), network_pictures(network.card)
     labels, table = in_file_pixels(m, labels, table)
     said = _page_notes(m, table, network.card, detector, element, notes)
-    page = html_page(m.name, summarise(m, table), table, pictures + tests, said,
-                     '\n'.join(f'{k}: {v}' for k, v in record.items()), legend=LEGENDS[question(network.card)].format(label_file(m.name)))
+    made, legend = '\n'.join(f'{k}: {v}' for k, v in record.items()), LEGENDS[question(network.card)].format(label_file(m.name))
+    page = html_page(m.name, summarise(m, table), table, pictures + tests, said, made, legend=legend)
     with result_folder(out, kind=PARTICLES) as folder:
         table.to_csv(folder/'particles.csv', index=False)
         _write_labels(folder/label_file(m.name), labels, m)

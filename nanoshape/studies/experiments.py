@@ -129,22 +129,20 @@ def train_and_test(
     folder:str|Path|None=None,  # of the waves; default: in `out`
     begin:Network|None=None,  # a trained network of this architecture and these classes, whose training goes on
 )->dict:  # test scores, sizes of the parts, temperature, threshold, parameters, versions
-    """Simulate, split by structure, train, calibrate, test; a finished run is read back. Raises `UserError` if `out`
-    holds another run."""
-    params = dict(recipe=fingerprint(recipe), test=test and fingerprint(test), arch=arch, epochs=epochs, lr=lr,
-                  seed=seed,
+    "Simulate, split by structure, train, calibrate, test; a finished run is read back. Raises `UserError` for another one."
+    params = dict(recipe=fingerprint(recipe), test=test and fingerprint(test), arch=arch, epochs=epochs, lr=lr, seed=seed,
                   wanted_accuracy=wanted_accuracy, symmetries=symmetries, **({'begin': begin.fingerprint} if begin else {}))
     out = Path(out)
     if done := _finished_run(out, params): return done
     if test: check_seeds_differ(recipe.seed, test.seed)
     out.mkdir(parents=True, exist_ok=True)
-    store = waves(recipe, workers, folder or out/'waves')
-    held = waves(test, workers, folder or out/'waves') if test else store
+    store = waves(recipe, workers, folder := folder or out/'waves')
+    held = waves(test, workers, folder) if test else store
     fit, valid, rest = split_by_structure(store.labels, valid=.05 if test else .1, test=0 if test else .2, seed=seed)
-    learn = fit_model(dataloaders(store, fit, valid), arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', keep=True,
-                      begin=begin and begin.module)
+    model = fit_model(dataloaders(store, fit, valid), arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt',
+                      keep=True, begin=begin and begin.module).model
     items = pairs(range(len(held)) if test else rest, held.recipe.images)
-    done = _finish(learn.model, store, fit, valid, held, items, out, params)
+    done = _finish(model, store, fit, valid, held, items, out, params)
     (out/'state.pt').unlink(missing_ok=True)  # not before: calibration may be killed, too
     return done
 

@@ -36,8 +36,10 @@ def knowledge(recipe:Recipe)->list[str]:
     metals = [recipe.element] if isinstance(recipe.element, str) else recipe.element
     f = _of_gold(recipe, metals)
     gold = ' (for gold; for other metals with the lattice constant)' if len(metals) > 1 else ''
-    spans = dict(energy=('energy_kev', 'keV'), focus=('defocus_nm', 'nm'), Cs=('Cs_um', 'µm'), dose=('dose', 'e⁻/Å²'), support=('support_nm', 'nm'))
-    return [f'particles: {", ".join(recipe.classes)}', f'metals: {", ".join(metals)}', f'size: {_span(recipe.size_nm, "nm", f)}{gold}',
+    spans = dict(energy=('energy_kev', 'keV'), focus=('defocus_nm', 'nm'), Cs=('Cs_um', 'µm'), dose=('dose', 'e⁻/Å²'),
+                 support=('support_nm', 'nm'))
+    return [f'particles: {", ".join(recipe.classes)}', f'metals: {", ".join(metals)}',
+            f'size: {_span(recipe.size_nm, "nm", f)}{gold}',
             *(f'{k}: {_span(getattr(recipe, key), unit)}' for k, (key, unit) in spans.items()),
             f'pixel: {f*recipe.sampling/NM:.4f} nm, field: {f*recipe.box_nm:.3g} nm{gold}']
 
@@ -47,7 +49,7 @@ KINDS = 'particles', 'forms'
 def check_kind(recipe:Recipe):
     "Raises `UserError` for a recipe that no such network is trained on."
     if recipe.kind not in KINDS:
-        raise UserError(f'{recipe.name} is a recipe of {recipe.kind}: nanoshape train takes recipes of {" or ".join(KINDS)}')
+        raise UserError(f'{recipe.name} is a recipe of {recipe.kind}: `nanoshape train` wants {" or ".join(KINDS)}')
 
 # %% ../../nbs/studies/04_own_network.ipynb #156662e9
 def _step_seconds(store, bs):  # of one batch of a network with several answers
@@ -77,9 +79,8 @@ def minutes(
 STEPS, FURTHER = 8000, 800  # batches of a new network; of one that goes on
 
 def _easy(store):  # the same waves under conditions that show most, or None where the recipe has one condition only
-    r = store.recipe
-    easy = {k: v for k, v in EASY.items() if bounds(getattr(r, k))[0] != bounds(getattr(r, k))[1]}
-    inside = {k: v for k, v in easy.items() if bounds(getattr(r, k))[0] <= bounds(v)[0] and bounds(v)[1] <= bounds(getattr(r, k))[1]}
+    wide = {k: bounds(getattr(store.recipe, k)) for k in EASY}
+    inside = {k: v for k, v in EASY.items() if wide[k][0] <= bounds(v)[0] and bounds(v)[1] <= wide[k][1]}
     return store.imaged(**inside) if inside else None
 
 # %% ../../nbs/studies/04_own_network.ipynb #c4ff84c2
@@ -94,9 +95,10 @@ def _trained(store, fit, valid, out, steps, seed, bs, lr, start):  # the module,
 def _several_answers(recipe, out, params, start, workers):  # a network for forms → its card's test
     store = waves(recipe, workers, out/'waves').imaged(images=params['images'])
     fit, valid, held = split_by_structure(store.labels, .1, .1, params['seed'])
-    module = _trained(store, fit, valid, out, params['steps'], params['seed'], params['bs'], params['lr'], start and start.module)
+    how = (params[k] for k in ('steps', 'seed', 'bs', 'lr'))
+    module = _trained(store, fit, valid, out, *how, start and start.module)
     network = calibrated(module, store, fit, valid, 'multi_task_maps', log=training_log(out),
-                         other={k: v for k, v in params.items() if k != 'recipe'} | dict(licence=LICENCE, **provenance()))
+                         other=dict(params, licence=LICENCE, **provenance()))
     table = answer_table(network, store, pairs(held, params['images']))
     with whole_file(out/'test.csv') as part: table.round(4).to_csv(part, index=False)
     network.with_card(test={'test': answer_scores(table)}).save(out/'model.safetensors')
@@ -116,14 +118,15 @@ def _class_table(test):  # recall and precision of each class
 
 def _numbers_words(test):  # what a network of several answers is worth beyond the names
     if 'wrong_answered' not in test: return []
-    return [f'With abstention {test["answered"]:.0%} of the test images get an answer, and {test["wrong_answered"]:.1%} of all images a '
-            f'wrong one (95 % interval {test["wrong_answered_low"]:.1%} to {test["wrong_answered_high"]:.1%}).']
+    low, high = test['wrong_answered_low'], test['wrong_answered_high']
+    return [f'With abstention {test["answered"]:.0%} of the test images get an answer, and {test["wrong_answered"]:.1%} of all '
+            f'images a wrong one (95 % interval {low:.1%} to {high:.1%}).']
 
 # %% ../../nbs/studies/04_own_network.ipynb #eca56c47
 def _write_page(out, network, recipe, params):
     card, made = network.card, '\n'.join(f'{k}: {v}' for k, v in (params | provenance()).items())
     test = card.test.get('test', card.test)
-    notes = ['Test images are simulated like those of the training, of other structures: a real micrograph may be unlike both.',
+    notes = ['Test images are simulated like those of the training: a real micrograph may be unlike both.',
              *_numbers_words(test), *knowledge(recipe)]
     page = html_page(f'A network for {recipe.name}', score_text(test), _class_table(test), network_pictures(card), notes, made,
                      'Classes of the test images')
@@ -156,8 +159,10 @@ def own_network(
     out, begin = Path(out), start and Network.load(start)
     several = recipe.kind == 'forms'
     if begin and begin.card.arch != (wanted := 'multi_task_maps' if several else 'fringes'):
-        raise UserError(f'{start} is a network of the kind {begin.card.arch}, and {recipe.name} needs one of {wanted}: name another with --from')
-    params = dict(recipe=fingerprint(recipe), begin=begin and begin.fingerprint, steps=steps or (FURTHER if begin else STEPS), seed=seed,
+        raise UserError(f'{start} is a network of the kind {begin.card.arch}, and {recipe.name} needs one of {wanted}: name '
+                        'another with --from')
+    params = dict(made_from=fingerprint(recipe), begin=begin and begin.fingerprint,
+                  steps=steps or (FURTHER if begin else STEPS), seed=seed,
                   lr=lr if not begin else lr/4, bs=bs, images=images)
     _claim(out, params)
     if not (out/'report.html').is_file():
