@@ -380,10 +380,10 @@ def _train_command(sub):
                        description='Simulates what a recipe says, trains a network on it, calibrates and tests it, and writes a '
                                    'report; says beforehand what it will know and how long it takes. Stopped, the same command '
                                    'goes on.')
-    t.add_argument('recipe', metavar='RECIPE', help='a YAML file, or the name of one in data/recipes, such as open_world')
+    t.add_argument('recipe', metavar='RECIPE', help='a YAML file, or the name of one in data/recipes (open_world)')
     t.add_argument('--set', action='append', metavar='KEY=VALUE',
                    help="instead of the recipe's: --set element=Pt --set energy_kev=200 --set Cs_um=1200 --set 'defocus_nm={uniform: [40, 90]}'")
-    t.add_argument('--from', dest='begin', metavar='FILE', help='a model file whose training goes on: minutes instead of hours')
+    t.add_argument('--from', dest='begin', metavar='FILE', help='a model file whose training goes on, in minutes')
     t.add_argument('--structures', type=_count, metavar='N', help='instead of the number in the recipe')
     t.add_argument('--steps', type=_count, metavar='N', help='batches of 32 images (default: 8000, with --from 800)')
     t.add_argument('--seed', type=_whole, default=0, help='of split and training (default: 0)')

@@ -133,7 +133,7 @@ def test_the_report_prints_no_probability_of_a_withheld_answer(tmp_path):
     t = write_report(few, network, tmp_path/'few', detector=known(labels))
     page = (tmp_path/'few/report.html').read_text()
     assert page.count('<td>0.99</td>') == 3 and 'does not know' not in page
-    assert sum(bool(re.search(r'octahedron.99%', _gallery_title(r), re.DOTALL)) for r in t.itertuples()) == 3
+    assert sum(bool(re.search(r'octahedron.99%', _gallery_title(r, 'shape'), re.DOTALL)) for r in t.itertuples()) == 3
 
 
 def known(labels):
