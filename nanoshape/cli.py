@@ -142,7 +142,7 @@ def train(a):
     out, steps = Path(a.out or runs_folder()/f'train_{Path(a.recipe).stem}'), a.steps or (FURTHER if a.begin else STEPS)
     _check_writable(out)
     print('What it will know:', *knowledge(recipe), sep='\n  ')
-    if recipe.kind == 'forms' and not (out/'report.html').is_file():
+    if not (out/'report.html').is_file():
         t = minutes(recipe, steps)
         print(f'About {t["simulation"]:.0f} minutes of simulation and {t["training"]:.0f} of training; stopped, the same '
               'command goes on.')

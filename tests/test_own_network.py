@@ -97,7 +97,19 @@ def test_recipes_of_other_kinds_and_strange_folders_are_refused(recipe, tmp_path
     with pytest.raises(UserError) as e: own_network(recipe, tmp_path)
     assert 'not empty' in one_sentence(e) and (tmp_path/'notes.txt').read_text() == 'mine'
     with pytest.raises(UserError) as e: own_network(load_recipe(ROOT/'data/recipes/tiny.yaml'), tmp_path/'b', trained/'model.safetensors')
-    assert 'fringes' in one_sentence(e)
+    assert 'gives other answers' in one_sentence(e)
+
+
+def test_a_recipe_of_particles_gives_a_network_for_shapes(tmp_path, capsys):
+    """With its time said beforehand; another recipe's classes cannot go on from it."""
+    ask = ['train', 'tiny', '--structures', '40', '--workers', '1']
+    assert main([*ask, '--steps', '4', '--out', str(tmp_path/'out')]) == 0
+    assert 'minutes of simulation' in capsys.readouterr().out
+    network = default_shape_network(tmp_path/'out/model.safetensors')
+    assert network.card.arch == 'fringes' and (tmp_path/'out/report.html').is_file()
+    two = ['--set', f'classes=[{network.classes[0]}, {network.classes[1]}]', '--from', str(tmp_path/'out/model.safetensors')]
+    assert main([*ask, *two, '--out', str(tmp_path/'two')]) == 2
+    assert 'gives other answers' in capsys.readouterr().err and not (tmp_path/'two').exists()
 
 
 def test_a_killed_training_ends_as_another(recipe, tmp_path, monkeypatch):
