@@ -292,8 +292,11 @@ def export(a):
 def app(a):
     "The command `app`: the page in the browser, for this computer and who has the token only."
     import secrets
+    from jupyter_server.auth.identity import PasswordIdentityProvider
     from voila.app import Voila
-    token, server = secrets.token_urlsafe(16), Voila()
+    class OwnPagesOnly(PasswordIdentityProvider):  # another site's page may not use the kernel, even if it has the token
+        def should_check_origin(self, handler): return True
+    token, server = secrets.token_urlsafe(16), Voila(identity_provider_class=OwnPagesOnly)
     server.tornado_settings = {'websocket_max_message_size': 300*2**20}
     print(f'The page: http://localhost:{a.port}/?token={token} (stop it with Ctrl+C)', flush=True)
     server.initialize([str(project_root()/'nbs/app/page.ipynb'), f'--port={a.port}', f'--token={token}',

@@ -126,6 +126,21 @@ def test_only_who_has_the_token_is_let_in(address):
     assert '/login' in answer.url and 'Page()' not in answer.read().decode() and len(token) > 15
 
 
+@pytest.mark.parametrize('origin, status', [('own', 101), ('http://elsewhere.example', 403)])
+def test_a_page_of_another_site_cannot_use_the_kernel(address, origin, status):
+    """Not even with the token and a kernel's name."""
+    base, token = address.split('/?token=')
+    with urllib.request.urlopen(address, timeout=300) as page:
+        text = ''
+        while not (kernel := re.search(r'"kernelId": ?"([0-9a-f-]{36})"', text)): text += page.read1().decode()
+        host = base.removeprefix('http://')
+        with socket.create_connection(host.split(':'), timeout=60) as s:
+            lines = [f'GET /api/kernels/{kernel[1]}/channels?token={token} HTTP/1.1', f'Host: {host}', 'Upgrade: websocket', 'Connection: Upgrade',
+                     'Sec-WebSocket-Version: 13', 'Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==', f'Origin: {base if origin == "own" else origin}']
+            s.sendall('\r\n'.join([*lines, '', '']).encode())
+            assert int(s.recv(1000).split()[1]) == status
+
+
 @pytest.fixture(scope='module')
 def tab(address):
     """The page in headless Chromium."""
