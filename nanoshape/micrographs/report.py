@@ -320,7 +320,7 @@ def _gallery_picture(m, labels, table, card):
 # %% ../../nbs/micrographs/05_report.ipynb #fdf21d55
 def _particle_pictures(m, labels, table, network, crystals):  # for `html_page`, the overlay first
     pictures = [_overlay_picture(m, labels, table, network.card)]
-    if crystals and len(table): pictures.append(_crystal_picture(m, labels, table, crystals.card))
+    if 'crystallinity' in table and len(table): pictures.append(_crystal_picture(m, labels, table, crystals.card))
     if len(table): pictures.append(_gallery_picture(m, labels, table, network.card))
     return pictures
 

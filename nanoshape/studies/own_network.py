@@ -179,4 +179,5 @@ def own_network(
     if not (out/'report.html').is_file():
         (_several_answers if several else _one_answer)(recipe, out, params, begin, workers)
         _write_page(out, Network.load(out/'model.safetensors'), recipe, params)
+    for state in out.rglob('state.pt'): state.unlink()  # all is done
     return Network.load(out/'model.safetensors')
