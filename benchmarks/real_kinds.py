@@ -57,7 +57,7 @@ def analysed(folder, name, nm, element, network, detector, data):
 def title(r):
     said = r.kind if r.kind != 'undetermined' else f'({r.prediction_set.replace(" | ", "/")[:26]})'
     round_ = f'round {r.roundness:.1f} [{r.roundness_low:.1f}–{r.roundness_high:.1f}]' if np.isfinite(r.roundness) else ''
-    return f'{said}\n{r['shape'][:26] or r.reason[:26]}\n{round_}'
+    return '\n'.join([said, r['shape'][:26] or r.reason[:26], round_])
 
 
 def draw(table, fields, path, network, most=60):

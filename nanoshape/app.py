@@ -30,7 +30,7 @@ from .datasets.batches import dihedral
 from .learn.defaults import default_crystallinity_network, default_shape_network
 from .micrographs.reading import PICTURES, READERS, read
 from .micrographs.detection import default_detector
-from .micrographs.kinds import answer_names, field_sampling, question, tells_kinds
+from .micrographs.kinds import answer_names, field_sampling, question
 from .micrographs.particles import UNKNOWN, particle_fields, probability_columns, without_withheld
 from .micrographs.report import in_square_pixels, label_file, picture, summarise, write_report
 from .studies.experiments import sample_micrograph
@@ -179,8 +179,8 @@ def analyse(self:Page, m, notes=()):
 # %% ../nbs/03_app.ipynb #f7e721ae
 WIDE = 640  # pixels of the picture on the page
 
-def _spot(row, scale, choose):  # a button on a particle
-    b = w.Button(description=str(row.label), tooltip=f'particle {row.label}: {getattr(row, "kind", row.shape)}')
+def _spot(row, scale, choose, asked):  # a button on a particle
+    b = w.Button(description=str(row.label), tooltip=f'particle {row.label}: {getattr(row, asked)}')
     b.layout.left, b.layout.top = f'{row.x_px*scale - 13:.0f}px', f'{row.y_px*scale - 13:.0f}px'
     b.add_class('np-spot'); b.on_click(lambda _: choose(row.label))
     return b
@@ -190,7 +190,8 @@ def _spot(row, scale, choose):  # a button on a particle
 def _stage(self:Page):  # the picture with a button on each particle
     stage = w.Box([w.Image(value=_png(self.m, self.labels), format='png', width=WIDE,
                            alt='micrograph with outlined particles')])
-    stage.children += tuple(_spot(r, WIDE/self.m.image.shape[1], self.choose) for r in self.table.itertuples())
+    scale, asked = WIDE/self.m.image.shape[1], question(self.network.card)
+    stage.children += tuple(_spot(r, scale, self.choose, asked) for r in self.table.itertuples())
     stage.add_class('np-stage')
     return stage
 @patch
@@ -249,7 +250,7 @@ def choose(self:Page, label):
     row, p = one.iloc[0], one[probability_columns(answer_names(card))].to_numpy(float)[0]
     field = np.asarray(particle_fields(self.m, self.labels, one, field_sampling(card, row.element), card.gpts)[0])
     answer = row[question(card)]
-    named = answer != UNKNOWN and not tells_kinds(card)  # a kind has no view of its own
+    named = answer != UNKNOWN and not card.several  # a kind has no view of its own
     src = picture(self._compared(row, p, field) if named else _field_alone(field, card))
     verdict = answer if answer != UNKNOWN else f'undetermined: {row.reason}'
     words = f'Particle {label}: {verdict}; equivalent diameter {row.equivalent_diameter_nm:.2f} nm.'

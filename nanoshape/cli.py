@@ -135,11 +135,11 @@ def _recipe(name):  # a file, or the name of one of the project's
 def train(a):
     "The command `train`: recipe in, tested network and its report out."
     from nanoshape.datasets.recipes import load_recipe
-    from nanoshape.studies.own_network import FURTHER, STEPS, check_kind, knowledge, minutes, own_network
+    from nanoshape.studies.own_network import check_kind, knowledge, minutes, own_network, usual_steps
     changes = _changes(a.set) | ({'structures': a.structures} if a.structures else {})
     recipe = load_recipe(_recipe(a.recipe), **changes)
     check_kind(recipe)
-    out, steps = Path(a.out or runs_folder()/f'train_{Path(a.recipe).stem}'), a.steps or (FURTHER if a.begin else STEPS)
+    out, steps = Path(a.out or runs_folder()/f'train_{Path(a.recipe).stem}'), a.steps or usual_steps(a.begin)
     _check_writable(out)
     print('What it will know:', *knowledge(recipe), sep='\n  ')
     if not (out/'report.html').is_file():

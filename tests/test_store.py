@@ -289,7 +289,7 @@ def test_a_full_disk_stops_with_one_sentence_and_loses_nothing(tiny, tiny_store,
 FULL = """import sys
 from pathlib import Path
 import nanoshape.datasets.store as module
-from nanoshape.core import only_writer, UserError
+from nanoshape.core import UserError
 from nanoshape.datasets.recipes import load_recipe
 from nanoshape.datasets.store import Store, verify
 recipe = load_recipe(sys.argv[1], structures=48)

@@ -256,7 +256,7 @@ def _said(network, x, header):  # everything that it says of network inputs, and
     return with_decision(all_answers(network.module, *read, other['answers'], other['temperatures']), other)
 
 def _check_several(network):
-    if 'answers' not in network.card.other:
+    if not network.card.several:
         raise UserError(f'{network.card.arch} gives one answer, and several are asked for: train another with the '
                         'experiment open_world')
 

@@ -123,9 +123,9 @@ def _several(o):  # whether what a network of several answers needs is there, an
 
 def _check_card(card):  # what no value shows by itself
     if card.cut and card.cut > card.gpts: raise UserError(f'cut must not exceed gpts = {card.gpts}, as {card.cut} does')
-    if 'answers' in card.other and not _several(card.other):
+    if card.several and not _several(card.other):
         raise UserError('answers, temperatures, thresholds and distance_max do not describe a network of several answers')
-    if 'answers' in card.other and sum(map(len, card.other['answers'].values())) != len(card.classes):
+    if card.several and sum(map(len, card.other['answers'].values())) != len(card.classes):
         raise UserError('its answers are not as many as its classes')
     for r in _whole_recipes(card):
         for k in _READ_AGAIN:
@@ -154,6 +154,9 @@ class Card(_Ranges):
             if v is None and f.default is None: continue
             if not check(v): raise UserError(f'{f.name} must be {check.__doc__}, not {repr(v)[:60]}')
         _check_card(self)
+
+    @property
+    def several(self): return 'answers' in self.other  # answers to an image: kind, roundness and so on, not one name
 
 # %% ../../nbs/learn/03_network.ipynb #0fa60316
 NEEDED = ('arch', 'classes', 'sampling', 'gpts')  # keys without a default
@@ -306,7 +309,7 @@ def probabilities(self:Network,
 )->np.ndarray:  # float32 (n, classes)
     """Calibrated probabilities of the classes. Raises `UserError` where outlines are missing, and for networks with one
     answer per pixel or several per image."""
-    if 'answers' in self.card.other:
+    if self.card.several:
         raise UserError(f'{self.card.arch} gives several answers, and one is asked for: name a network of another kind')
     if not len(images): return np.zeros((0, len(self.classes)), np.float32)
     if self.card.cut:

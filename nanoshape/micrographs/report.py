@@ -30,7 +30,7 @@ from ..figures import (PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curve
                                show_images, use_style)
 from .particles import (CRYSTALLINE, MANY, ONE_SIDED, UNKNOWN, assumed_element, classify,
                                              crystallinity, one_sided, particle_fields, sizes_only, without_withheld)
-from .kinds import answer_names, classify_kinds, field_sampling, question, tells_kinds
+from .kinds import answer_names, classify_kinds, field_sampling, question, question_of
 from .reading import Micrograph, lattice_pixel, relabelled
 from ..learn.network import Card, Network, outside, training
 
@@ -149,7 +149,7 @@ def _confusion_picture(test):  # for `html_page`
 
 # %% ../../nbs/micrographs/05_report.ipynb #29573dd6
 def _curves_picture(card):  # for `html_page`
-    kinds = tells_kinds(card)
+    kinds = card.several
     of = dict(chance=0, metric='crystal_accuracy') if kinds else dict(chance=1/len(card.classes))
     axs = plot_curves(pd.DataFrame(card.log), **of)
     return dict(src=picture(axs[0].figure), file='curves.png', title='Learning curves',
@@ -194,7 +194,7 @@ def summarise(
 )->str:
     "One or two sentences on what was found, sizes in nm."
     if not len(table): return f'No particles were found in {m.name}.'
-    asked = 'kind' if 'kind' in table else 'shape'
+    asked = question_of(table)
     found = _counts_text(table[asked][table[asked] != UNKNOWN]) or 'none'
     reasons = _counts_text(table.reason[table.reason != ''])
     y, x, pixel = (v/NM for v in (*m.field, m.sampling))
@@ -395,9 +395,14 @@ def _run_record(m, network, detector, crystals, element, params):  # for run.jso
 def _analysed(m, network, detector, element, crystals):  # → micrograph that knows whether particles are bright, labels, table
     labels, bright = detector.find(m)
     m = replace(m, bright=bright)
-    if tells_kinds(network.card): return m, labels, classify_kinds(m, labels, network, element)
+    if network.card.several: return m, labels, classify_kinds(m, labels, network, element)
     table = classify(m, labels, network, element)
     return m, labels, crystallinity(m, labels, table, crystals, element) if crystals else table
+
+# %% ../../nbs/micrographs/05_report.ipynb #c78a4443
+def _report_page(m, table, card, pictures, notes, record):  # HTML
+    made, legend = '\n'.join(f'{k}: {v}' for k, v in record.items()), LEGENDS[question(card)].format(label_file(m.name))
+    return html_page(m.name, summarise(m, table), table, pictures, notes, made, legend=legend)
 
 # %% ../../nbs/micrographs/05_report.ipynb #68400408
 def write_report(
@@ -419,8 +424,7 @@ def write_report(
     pictures, tests = _particle_pictures(m, labels, table, network, crystals), network_pictures(network.card)
     labels, table = in_file_pixels(m, labels, table)
     said = _page_notes(m, table, network.card, detector, element, notes)
-    made, legend = '\n'.join(f'{k}: {v}' for k, v in record.items()), LEGENDS[question(network.card)].format(label_file(m.name))
-    page = html_page(m.name, summarise(m, table), table, pictures + tests, said, made, legend=legend)
+    page = _report_page(m, table, network.card, pictures + tests, said, record)
     with result_folder(out, kind=PARTICLES) as folder:
         table.to_csv(folder/'particles.csv', index=False)
         _write_labels(folder/label_file(m.name), labels, m)

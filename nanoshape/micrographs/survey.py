@@ -32,7 +32,7 @@ from .detection import Detector
 from ..learn.evaluate import wilson
 from ..figures import PALETTE, use_style
 from .lattice import calibrate
-from .kinds import answer_names, question, tells_kinds
+from .kinds import answer_names, question, question_of
 from .particles import CRYSTALLINE, NOT_KNOWN, UNKNOWN, probability_columns, without_shapes
 from .reading import PICTURES, READERS, frame_count, header_sampling, image_pixels, read
 from .report import CAUTION, PAGE_HEAD, class_colors, picture, shape_notes, write_report
@@ -422,7 +422,7 @@ def one_row_per_particle(
     particles:pd.DataFrame,  # from `survey`
 )->pd.DataFrame:  # file, track, `shape`, maybe `crystallinity`, `equivalent_diameter_nm`, `border` (in all images)
     "Particles rather than sightings of them."
-    questions = ['kind'] if 'kind' in particles else [q for q in QUESTIONS if q in particles]
+    questions = [q for q in QUESTIONS if q in particles and not (q == 'shape' and 'kind' in particles)]
     columns = [*questions, 'equivalent_diameter_nm', 'border']
     if not len(particles): return particles[columns]
     by_particle = particles.groupby(['file', 'track'], sort=False)[columns]
@@ -443,7 +443,7 @@ def _votes(particles, classes):  # one row per particle, with its mean probabili
 
 def _believed(tables, card):  # → tables, their shapes withheld where the network does not know them; notes on that
     classes = card.classes
-    if tells_kinds(card): return tables, []  # it has its own way to say nothing
+    if card.several: return tables, []  # it has its own way to say nothing
     notes = shape_notes(_votes(_joined(tables), classes), classes)
     if not notes: return tables, []
     more = 'This was counted over the whole folder; the page of a single image, with fewer particles, may still name shapes.'
@@ -470,7 +470,7 @@ def _whole_diameters(once): return once[~once.border.astype(bool)].equivalent_di
 def _file_row(name, t):  # for the page's table of files
     link = quote(f'{name}/report.html' if t.attrs['images'] == 1 else f'{name}/')
     once = one_row_per_particle(t.assign(file=name))
-    answers, whole = once['kind' if 'kind' in once else 'shape'], _whole_diameters(once)
+    answers, whole = once[question_of(once)], _whole_diameters(once)
     return dict(name=name, link=link, n=len(once), d=f'{whole.median():.2f}' if len(whole) else '',
                 answers=', '.join(f'{n} {c}' for c, n in answers[answers != UNKNOWN].value_counts().items()) or 'none determined')
 
@@ -525,7 +525,7 @@ def _write_survey(out, path, particles, tables, failed, questions, notes):  # th
 # %% ../../nbs/micrographs/06_survey.ipynb #c687fa83
 def _questions(network, crystals):  # column → possible answers
     questions = {question(network.card): answer_names(network.card)}
-    if crystals and not tells_kinds(network.card): questions['crystallinity'] = [*crystals.classes, CRYSTALLINE]
+    if crystals and not network.card.several: questions['crystallinity'] = [*crystals.classes, CRYSTALLINE]
     return questions
 
 # %% ../../nbs/micrographs/06_survey.ipynb #724f9479
@@ -565,8 +565,7 @@ def survey(
     tables, failed = _analysed_files(files, root, out/root.name if movie else out, options, settings, write, workers)
     if movie: tables = _as_movie(tables, files, root)
     tables, doubts = _believed(tables, network.card)
-    particles = _joined(tables)
-    failed = odd | failed
+    particles, failed = _joined(tables), odd | failed
     _write_survey(out, path, particles, tables, failed, _questions(network, crystals), [*doubts, *notes])
     particles.attrs['analysed'] = len(tables)  # files
     return particles, failed

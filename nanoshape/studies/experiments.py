@@ -119,8 +119,7 @@ def train_and_test(
     recipe:Recipe,
     out:str|Path,  # folder of the run
     arch:str='cnn6',
-    epochs:int=10,
-    lr:float=3e-3,
+    epochs:int=10, lr:float=3e-3,
     seed:int=0,  # of the split, the weights and the shuffling
     wanted_accuracy:float=.9,  # of the answers that are not withheld
     workers:int|None=None,  # processes that simulate; default: all cores

@@ -211,11 +211,12 @@ def sweep(
     name, (notebook, runs, keep) = Path(path).stem, load_sweep(path, profile)
     out = Path(out or project_root()/f'runs/{name}-{profile}').absolute()
     table = Path(table or _default_table(name, profile))
-    jobs = [(notebook, out/f, r) for f, r in runs.items() if not _finished(out/f, r)]
-    bar = tqdm(total=len(runs), initial=len(runs) - len(jobs), desc=f'{name}, {profile}', unit='run')
     out.mkdir(parents=True, exist_ok=True)
-    with only_writer(out): failed = _run_all(jobs, scheduler, workers, bar)
-    t = collect([out/f for f in runs if f not in failed])
-    if len(t): _write_table(t, table, failed)
-    _keep(out/next(iter(runs)), {} if next(iter(runs)) in failed else keep)
+    with only_writer(out):
+        jobs = [(notebook, out/f, r) for f, r in runs.items() if not _finished(out/f, r)]
+        bar = tqdm(total=len(runs), initial=len(runs) - len(jobs), desc=f'{name}, {profile}', unit='run')
+        failed = _run_all(jobs, scheduler, workers, bar)
+        t = collect([out/f for f in runs if f not in failed])
+        if len(t): _write_table(t, table, failed)
+        _keep(out/next(iter(runs)), {} if next(iter(runs)) in failed else keep)
     return t, failed
