@@ -257,6 +257,9 @@ def test_experiment_runs_through_papermill(path, tmp_path):
     if path.stem == 'detection_sizes':
         assert metrics['tests']['all']['images'] == 2 and all(0 <= m['f1'] <= 1 for m in metrics['tests'].values())
         return
+    if path.stem == 'particle_fit':
+        assert all('why' in m and .5 < m['misfit'] < 20 and 0 < m['by_chance'] < 1 for m in metrics['tests'].values())
+        return
     if path.stem == 'heights_axis':
         assert all(m['n'] == 1 and m['refused_low'] <= m['refused'] <= m['refused_high'] for m in metrics['tests'].values())
         return

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'FINEST', 'COARSER', 'HALO', 'ONE_SIDED', 'MANY', 'NOT_KNOWN', 'CRYSTALLINE', 'measure_particles',
-           'measure_lattice', 'particle_fields', 'noise_share', 'probability_columns', 'assumed_element', 'one_sided',
-           'without_shapes', 'sizes_only', 'classify', 'crystallinity', 'without_withheld']
+           'at_lattice_pixels', 'measure_lattice', 'particle_fields', 'noise_share', 'probability_columns',
+           'assumed_element', 'one_sided', 'without_shapes', 'sizes_only', 'classify', 'crystallinity',
+           'without_withheld']
 
 # %% ../../nbs/micrographs/03_particles.ipynb #3412795e
 import numpy as np
@@ -64,7 +65,11 @@ def measure_particles(
 # %% ../../nbs/micrographs/03_particles.ipynb #d9f1c4ea
 FINEST, COARSER = .3, .4  # Å per pixel: finer pixels than the one are brought to the other
 
-def _at_lattice_pixels(m, labels):  # → micrograph and labels
+def at_lattice_pixels(
+    m:Micrograph,
+    labels:np.ndarray,  # (y, x), of the particles
+)->tuple[Micrograph,np.ndarray]:
+    "The two at pixels on which the widest planes can be told from an outline; pixels that are not too fine stay."
     if m.sampling >= FINEST: return m, labels
     image = resampled(m.image, m.sampling, COARSER)
     return Micrograph(image, m.field[0]/image.shape[0], m.name), relabelled(labels, image.shape)
@@ -97,7 +102,7 @@ def measure_lattice(
 )->pd.DataFrame:  # one row per particle
     """Lattice spacings (nm), planes and zone axis of an fcc crystal of this element as texts, empty where none shows,
     and the strongest spot that belongs to a plane, over the mean of noise."""
-    m, labels = _at_lattice_pixels(m, labels)
+    m, labels = at_lattice_pixels(m, labels)
     regions, rows = measure.regionprops(labels), []
     pad = max(map(_window_width, regions), default=0)//2
     lab, image = (np.pad(a, pad, mode='symmetric') for a in (labels, m.image))

@@ -1,0 +1,228 @@
+"""Models fitted to particles: the physics of the model's image, what the power spectrum tells, what is refused, and the command."""
+from dataclasses import replace
+
+import ase.io
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+from ase import Atoms
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+
+import nanoshape.atoms.fit_report as fit_report
+import nanoshape.atoms.particle_fit as particle_fit
+from nanoshape.atoms.fit_report import fringed_particles, particle_fits, write_fits
+from nanoshape.atoms.particle_fit import (FINE, ParticleFit, ParticleModel, beam_directions, compared, film_spectrum, fit_row, likely_orientations,
+                                          model_image, model_positions, placed, refined, refused, sized, view_particle)
+from nanoshape.cli import main
+from nanoshape.core import NM, UserError, read_json, torch_rng
+from nanoshape.micrographs.reading import Micrograph
+from nanoshape.simulate.grains import misorientation
+from nanoshape.simulate.microscope import Microscope, changed, expose, intensity
+from nanoshape.simulate.multislice import debye_waller_factors, exit_waves, frozen_phonons
+from nanoshape.simulate.orientations import axis_angle
+from nanoshape.simulate.structures import lattice_constant
+
+
+TRUE = ParticleModel(Rotation.from_rotvec([.35, -.6, .2]).as_matrix(), 42., .5, origin=(.25, 0., 0.), defocus=80., shift=(3.4, -5.2))
+WIDTH, PIXEL, PIXELS = 84., .56, 150  # Å; Å; pixels
+
+
+@pytest.fixture(scope='module')
+def seen():
+    """A known model's image by another path than the fit's: frozen phonons, a finer grid, thinner slices, more foci, counted electrons."""
+    at = model_positions(TRUE, 'Au')
+    place = [WIDTH/2 + TRUE.shift[1]*PIXEL, WIDTH/2 + TRUE.shift[0]*PIXEL, 3 - at[:, 2].min()]
+    atoms = Atoms(['Au']*len(at), at + place, cell=[WIDTH, WIDTH, np.ptp(at[:, 2]) + 5], pbc=True)
+    moved = frozen_phonons(atoms, debye_waller_factors({'Au'}), 6, np.random.default_rng(0))
+    m = Microscope(300e3, Cs=-1e5, defocus=TRUE.defocus, focal_spread=40., angular_spread=3e-4, vibration=.3, pixel_integration=True, foci=9)
+    clean = intensity(exit_waves(moved, 360, 300e3, 1.), m, PIXEL, PIXELS).mean(0, keepdim=True)
+    image = expose(clean, changed(m, dose=3000., mtf=.5), PIXEL, torch_rng(0, 'noise'))[0].numpy()
+    y, x = np.mgrid[:PIXELS, :PIXELS]
+    xy = (at[:, :2] + place[:2])/PIXEL
+    labels = (cKDTree(xy).query(np.stack([x, y], -1).reshape(-1, 2))[0] < 2.).reshape(PIXELS, PIXELS).astype(int)
+    labels = ndimage.binary_fill_holes(labels).astype(int)
+    mic = Micrograph(image, PIXEL, 'a particle', voltage=300e3, Cs=-1e5)
+    view = view_particle(mic, labels, 1)
+    shift = tuple(PIXELS/2 + s - c - view.n//2 for s, c in zip(TRUE.shift, view.corner))  # counted from the middle of the view
+    return mic, labels, view, replace(TRUE, shift=shift)
+
+
+def test_white_noise_has_a_flat_spectrum_of_its_variance():
+    noise = np.random.default_rng(0).normal(1, .1, (256, 256))
+    f, power = film_spectrum(noise, np.ones(noise.shape, bool))
+    assert np.allclose(power[2:24], .01, rtol=.12) and f[24] == pytest.approx(.5)
+    with pytest.raises(UserError, match='too little background'):
+        film_spectrum(noise, np.zeros(noise.shape, bool))
+
+
+def test_a_model_is_made_of_the_elements_lattice_and_turns_with_its_rotation():
+    r = Rotation.from_rotvec([.3, -.2, .5]).as_matrix()
+    p = ParticleModel(np.eye(3), 40., .5)
+    at, turned = model_positions(p, 'Pt'), model_positions(replace(p, rotation=r), 'Pt')
+    assert np.allclose(turned, at@r.T) and np.allclose(at*2/lattice_constant('Pt'), (at*2/lattice_constant('Pt')).round())
+    assert 38 < 2*np.linalg.norm(at, axis=1).max() <= 40
+    cube, octahedron, cuboctahedron = (len(model_positions(replace(p, truncation=t, size=100.), 'Pt')) for t in (1, 0, .5))
+    assert cube/cuboctahedron == pytest.approx(8/27**.5/(5*2**.5/3), abs=.1)  # volumes of bodies in one sphere
+    assert octahedron/cuboctahedron == pytest.approx(4/3/(5*2**.5/3), abs=.1)
+    ball = model_positions(replace(p, roundness=1.), 'Pt')
+    assert len(ball)/(4/3*np.pi*20**3)*lattice_constant('Pt')**3/4 == pytest.approx(1, abs=.06)
+
+
+def test_the_true_model_leaves_little_more_than_noise_and_wrong_ones_leave_more(seen):
+    view, true = seen[2:]
+    right, = compared(view, [true])
+    assert right.misfit < 1.6 and right.explained > .9
+    wrong = [replace(true, rotation=axis_angle((1, 1, 0), .035)@true.rotation), replace(true, truncation=0.), replace(true, size=1.15*true.size),
+             replace(true, defocus=true.defocus + 30), replace(true, defocus=-true.defocus),
+             replace(true, shift=(true.shift[0] + .6, true.shift[1]))]
+    for q in compared(view, wrong): assert q.misfit > right.misfit + .1, q
+
+
+def test_refining_brings_back_what_was_changed(seen):
+    view, true = seen[2:]
+    p = refined(view, replace(true, rotation=axis_angle((1, -1, 0), np.radians(1.2))@true.rotation, defocus=true.defocus + 15), 6)
+    assert misorientation(p.rotation, true.rotation) < np.radians(.3) and abs(p.defocus - true.defocus) < 5
+    assert np.allclose(p.shift, true.shift, atol=.2) and p.misfit <= compared(view, [true])[0].misfit
+
+
+def test_derivatives_are_those_of_the_model(seen):
+    """Each column, times a small change, against the change of the weighted image."""
+    view, true = seen[2:]
+    spectrum = lambda p: particle_fit._weighted(view, model_image(view, p))
+    wave = particle_fit._waves(view, [true], FINE)[0]
+    names, J, _ = particle_fit._derivatives(view, true, wave, particle_fit._image(view, wave, true, FINE), FINE)
+    moved = dict(defocus=replace(true, defocus=true.defocus + 2), x=replace(true, shift=(true.shift[0], true.shift[1] + .05)), mtf=replace(true, mtf=.49),
+                 rz=particle_fit._turned(true, np.array([0, 0, .001])))
+    for k, (q, d) in {k: (q, dict(defocus=2, x=.05, mtf=-.01, rz=.001)[k]) for k, q in moved.items()}.items():
+        change = torch.view_as_real(spectrum(q) - spectrum(true)).flatten().double().numpy()
+        expected = J[:, names.index(k)]*d
+        assert np.linalg.norm(change - expected) < .35*np.linalg.norm(change), k
+
+
+def test_the_shift_is_along_y_and_x(seen):
+    view, true = seen[2:]
+    a, b = model_image(view, true), model_image(view, replace(true, shift=(true.shift[0] + 3, true.shift[1] - 2)))
+    assert torch.allclose(torch.roll(a, (3, -2), (0, 1)), b, atol=1e-4)
+
+
+def test_the_body_moves_and_the_lattice_stays(seen):
+    view, true = seen[2:]
+    q = particle_fit._moved_body(view, true, np.array([.25, .25, 0]))
+    place = lambda p: model_positions(p, 'Au') + [p.shift[1]*view.sampling, p.shift[0]*view.sampling, 0]
+    near = np.linalg.norm(place(true)[:, None, :2] - place(q)[None, :, :2], axis=-1).min(1)
+    assert np.median(near) < .05
+
+
+def test_beam_directions_cover_a_24th_of_the_sphere():
+    up = beam_directions().transpose(0, 2, 1)[:, :, 2]
+    some = np.abs(np.random.default_rng(0).normal(size=(200, 3)))
+    some /= np.linalg.norm(some, axis=1, keepdims=True)
+    for s in some:
+        images = [np.roll(s, k) for k in range(3)]
+        best = next(i for i in images if i[2] == s.max())
+        assert np.degrees(np.arccos(np.clip(up@best, -1, 1)).min()) < 2.6
+
+
+def test_the_power_spectrum_tells_the_orientation(seen):
+    starts = likely_orientations(seen[2], 10)
+    off = [misorientation(p.rotation, seen[3].rotation) for p in starts]
+    assert np.degrees(min(off)) < 3.5
+    flipped = axis_angle((0, 0, 1), np.pi)@seen[3].rotation  # it has the same power spectrum
+    assert np.degrees(min(misorientation(p.rotation, flipped) for p in starts)) < 4
+
+
+def test_a_model_is_as_wide_as_the_outline(seen):
+    view = seen[2]
+    at = model_positions(sized(view, seen[3]), 'Au')
+    from nanoshape.simulate.structures import feret
+    assert feret(at[:, :2])[0] == pytest.approx(view.reach, rel=.14)
+
+
+@pytest.mark.parametrize('values,words', [
+    (dict(correlation=.3), 'hardly more like'), (dict(ahead=10), 'another orientation'), (dict(misfit=1.6, explained=.5), 'no model fits'), ({}, '')])
+def test_a_fit_is_refused_for_a_reason(values, words):
+    values = dict(correlation=.6, ahead=100., misfit=1.1, explained=.5) | values
+    p = ParticleModel(np.eye(3), 40., misfit=values['misfit'], explained=values['explained'], correlation=values['correlation'])
+    why = refused(p, [.1, .2], values['ahead'])
+    assert (words in why) if words else why == ''
+
+
+def test_what_cannot_be_fitted_gets_a_sentence(seen):
+    mic, labels, *_ = seen
+    for m, l, n, words in ((mic, labels, 3, 'no such particle'), (replace(mic, bright=True), labels, 1, 'dark-field'),
+                           (replace(mic, sampling=1.3), labels, 1, 'do not show the lattice'),
+                           (replace(mic, image=mic.image[40:]), labels[40:], 1, 'cut by the edge')):
+        if words.startswith('cut') and not l[0].any(): l = np.roll(l, -np.nonzero(l)[0].min(), 0)
+        with pytest.raises(UserError, match=words): view_particle(m, l, n)
+    flat = replace(mic, image=np.random.default_rng(0).poisson(900, mic.image.shape).astype(np.float32))
+    with pytest.raises(UserError, match='no lattice'): particle_fit.fit_particle(view_particle(flat, labels, 1))
+
+
+def known_fit(true, why=''):
+    ranges = dict(truncation=((.48, .52), (.45, .55)), roundness=((0., .1), (0., .2)), diameter=((35., 36.), (34., 37.)))
+    return ParticleFit(replace(true, misfit=1.1, explained=.9, correlation=.8), [], [.1], 300., dict(defocus=3.), ranges, (.1, .4), why)
+
+
+def test_a_fit_that_is_not_accepted_has_no_shape(seen):
+    good, bad = (fit_row(known_fit(seen[3], why)) for why in ('', 'another orientation fits nearly as well'))
+    assert good['shape'] == 'cuboctahedron' and 'shape' not in bad and 'truncation' not in bad and bad['misfit'] == 1.1
+
+
+def test_the_folder_holds_what_was_done_when_it_was_stopped(seen, tmp_path):
+    mic, labels, view, true = seen
+    def fits(m, labels, numbers, element):
+        yield 1, view, known_fit(true)
+        yield 2, None, 'the particle is cut by the edge of the image: choose one that is whole'
+        raise KeyboardInterrupt
+    table, text, stopped = write_fits(mic, labels, tmp_path/'out', numbers=[1, 2, 7], fits=fits)
+    assert stopped and 'Stopped before the other 1' in text and table.accepted.tolist() == [True, False]
+    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['fit_1.png', 'fits.csv', 'model_1.xyz', 'report.html', 'run.json']
+    assert len(ase.io.read(tmp_path/'out/model_1.xyz')) == len(model_positions(true, 'Au'))
+    assert pd.read_csv(tmp_path/'out/fits.csv').label.tolist() == [1, 2]
+    made = read_json(tmp_path/'out/run.json')['models']['1']
+    again = model_image(view, ParticleModel(np.array(made['rotation']), **{k: made[k] for k in ('size', 'truncation', 'roundness', 'defocus',
+                        'focal_spread', 'mtf', 'brightness')}, origin=tuple(made['origin']), shift=tuple(made['shift'])))
+    assert torch.allclose(again, model_image(view, true), atol=1e-5)
+
+
+def test_the_model_lies_where_the_particle_is(seen):
+    """`place` in the fixture is where it was put, in the whole image."""
+    mic, labels, view, true = seen
+    found, = placed(view, [replace(true, shift=(0., 0.))], [true.defocus], how=FINE)
+    at = fit_report.fit_atoms(view, known_fit(refined(view, found, 3))).positions
+    put = model_positions(TRUE, 'Au')[:, :2] + [WIDTH/2 + TRUE.shift[1]*PIXEL, WIDTH/2 + TRUE.shift[0]*PIXEL]
+    assert np.allclose(at[:, :2] - put, .5*PIXEL, atol=.2)  # positions are counted from the corner of the first pixel
+
+
+def test_the_command(seen, tmp_path, monkeypatch, capsys):
+    mic, labels, view, true = seen
+    tifffile.imwrite(tmp_path/'p.tif', mic.image); tifffile.imwrite(tmp_path/'l.tif', labels.astype(np.uint8))
+    monkeypatch.setattr(fit_report, 'fit_particle', lambda v, tell: known_fit(true))
+    common = ['fit', str(tmp_path/'p.tif'), '--pixel-size', str(mic.sampling/NM), '--labels', str(tmp_path/'l.tif'), '--out', str(tmp_path/'out')]
+    assert main([*common, '--kv', '300']) == 0
+    said = capsys.readouterr().out
+    assert 'accepted: 1 (cuboctahedron 1)' in said and (tmp_path/'out/model_1.xyz').is_file()
+    assert 'no spherical aberration' in (tmp_path/'out/report.html').read_text()
+    (tmp_path/'out/mine.txt').write_text('a person\'s')
+    assert main([*common, '--particle', '9']) == 0
+    assert (tmp_path/'out/mine.txt').is_file() and not (tmp_path/'out/model_1.xyz').exists()
+    assert 'no such particle' in capsys.readouterr().err
+    assert main([*common, '--element', 'Fe']) == 2
+
+
+def test_only_whole_particles_with_a_lattice_are_fitted_unasked(seen):
+    mic, labels, *_ = seen
+    assert fringed_particles(mic, labels, 'Au') == [1]
+    noise = replace(mic, image=np.random.default_rng(1).poisson(900, mic.image.shape).astype(np.float32))
+    assert fringed_particles(noise, labels, 'Au') == []
+    assert [(n, v) for n, v, why in particle_fits(mic, labels, [5], 'Au')] == [(5, None)]
+
+
+def test_compared_is_for_each_model_alone(seen):
+    view, true = seen[2:]
+    several = compared(view, [replace(true, truncation=t) for t in (0., .5, 1.)]*4)
+    assert len(several) == 12 and several[1].misfit == pytest.approx(compared(view, [true])[0].misfit, rel=1e-3)
