@@ -76,8 +76,10 @@ def test_the_true_model_leaves_little_more_than_noise_and_wrong_ones_leave_more(
     view, true = seen[2:]
     right, = compared(view, [true])
     assert right.misfit < 1.6 and right.explained > .9
-    wrong = [replace(true, rotation=axis_angle((1, 1, 0), .035)@true.rotation), replace(true, truncation=0.), replace(true, size=1.15*true.size),
-             replace(true, defocus=true.defocus + 30), replace(true, defocus=-true.defocus),
+    wrong = [replace(true, rotation=axis_angle((1, 1, 0), .035)@true.rotation), replace(true, truncation=0.),
+             replace(true, size=1.15*true.size),
+             replace(true, defocus=true.defocus + 30),
+             replace(true, defocus=-true.defocus),
              replace(true, shift=(true.shift[0] + .6, true.shift[1]))]
     for q in compared(view, wrong): assert q.misfit > right.misfit + .1, q
 
