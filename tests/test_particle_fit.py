@@ -97,7 +97,8 @@ def test_derivatives_are_those_of_the_model(seen):
     spectrum = lambda p: particle_fit._weighted(view, model_image(view, p))
     wave = particle_fit._waves(view, [true], FINE)[0]
     names, J, _ = particle_fit._derivatives(view, true, wave, particle_fit._image(view, wave, true, FINE), FINE)
-    moved = dict(defocus=replace(true, defocus=true.defocus + 2), x=replace(true, shift=(true.shift[0], true.shift[1] + .05)), mtf=replace(true, mtf=.49),
+    moved = dict(defocus=replace(true, defocus=true.defocus + 2), mtf=replace(true, mtf=.49),
+                 x=replace(true, shift=(true.shift[0], true.shift[1] + .05)),
                  rz=particle_fit._turned(true, np.array([0, 0, .001])))
     for k, (q, d) in {k: (q, dict(defocus=2, x=.05, mtf=-.01, rz=.001)[k]) for k, q in moved.items()}.items():
         change = torch.view_as_real(spectrum(q) - spectrum(true)).flatten().double().numpy()
