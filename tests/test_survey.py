@@ -349,6 +349,15 @@ def test_workers_end_with_their_parent(folder, tmp_path, how):
     assert not [*(tmp_path/'out').rglob('.*.tmp')]
 
 
+def test_a_worker_that_was_ended_for_good_does_not_start_again(tmp_path):
+    """A thread that was about to start one when the run was stopped gets an answer at once."""
+    from nanoshape.micrographs.survey import _Worker
+    worker = _Worker(b'never loaded', tmp_path)
+    assert worker.end(over=True) == 0
+    (table, failed), heard = worker('a.png')
+    assert table is None and 'ended' in failed[''] and worker.process is None
+
+
 def test_a_folder_of_few_particles_an_image_with_one_answer_for_all_is_not_believed(tmp_path, grey):
     (tmp_path/'session').mkdir()
     for k in range(6): Image.fromarray(np.roll(grey, 2*k, 1)).save(tmp_path/f'session/{k}.png')

@@ -10,7 +10,7 @@ __all__ = ['TILES', 'RIM', 'AROUND', 'BAND', 'LARGEST', 'ROUGH', 'FINE', 'WAVES'
            'sized', 'likely_orientations', 'refined', 'focus_range', 'ParticleFit', 'refused', 'fit_particle',
            'fit_row']
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #b9305dc5
+# %% ../../nbs/atoms/07_particle_fit.ipynb #cbe511d1
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -35,7 +35,7 @@ from ..simulate.orientations import axis_angle
 from ..simulate.potential import wavelength
 from ..simulate.structures import fcc_points, feret, lattice_constant
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #d87265dd
+# %% ../../nbs/atoms/07_particle_fit.ipynb #00ebead7
 TILES = 48, 32  # pixels, of the windows in which the noise is measured: the smaller ones where there is no room
 
 def _tile_powers(image, ground, n):  # of the windows that hold background only
@@ -56,7 +56,7 @@ def film_spectrum(
         return k/n, ndimage.mean(np.mean(parts, 0), ring, k)
     raise UserError('too little background beside the particles to measure the noise: take a larger part of the image')
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #131f2dff
+# %% ../../nbs/atoms/07_particle_fit.ipynb #cb953365
 RIM, AROUND = 6., 14.  # Å beyond the outline: where the window fades out; empty space
 BAND = .1, .9  # 1/Å that is compared
 LARGEST = 15.  # nm, of a particle
@@ -81,7 +81,7 @@ class ParticleView:
     @property
     def n(self)->int: return self.image.shape[-1]
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #50692491
+# %% ../../nbs/atoms/07_particle_fit.ipynb #9be09f2a
 def _weighted(view, images):  # spectra (..., m) of what is in the window, over the noise
     return (torch.fft.fft2(view.window*images)*view.weight)[..., view.band]
 
@@ -92,7 +92,7 @@ def _band(n, sampling):  # spatial frequencies in cycles per pixel (n, n), and w
 def _centred(a, y, x, n, mode):  # n × n pixels around (y, x)
     return np.pad(a, n, mode=mode)[y + n - n//2:, x + n - n//2:][:n, :n]
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #8f5aa3d7
+# %% ../../nbs/atoms/07_particle_fit.ipynb #e17eac4d
 def _check_view(m, own, element):  # Raises `UserError`
     y, x = np.nonzero(own)
     if not len(y): raise UserError('there is no such particle: choose one of the numbers in the picture')
@@ -102,7 +102,7 @@ def _check_view(m, own, element):  # Raises `UserError`
     if min(y.min(), x.min()) == 0 or y.max() == own.shape[0] - 1 or x.max() == own.shape[1] - 1:
         raise UserError('the particle is cut by the edge of the image: choose one that is whole')
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #bced2d82
+# %% ../../nbs/atoms/07_particle_fit.ipynb #eca44308
 def view_particle(
     m:Micrograph,
     labels:np.ndarray,  # (y, x), of the particles
@@ -129,7 +129,7 @@ def view_particle(
                         (y - n//2, x - n//2), measure_lattice(small, own.astype(int), element).spacings_nm[0] != '')
     return replace(view, recorded=_weighted(view, view.image))
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #a02843be
+# %% ../../nbs/atoms/07_particle_fit.ipynb #2d3f27ab
 @dataclass(frozen=True)
 class ParticleModel:
     "A particle and the conditions of its image; `misfit` and `correlation` say how well they agree."
@@ -144,10 +144,10 @@ class ParticleModel:
     shift: tuple[float,float] = (0., 0.)  # y and x, pixels
     brightness: float = 1.  # contrast of the recorded image over that of the simulated one
     misfit: float = np.inf  # mean square of the difference over that of the noise
-    explained: float = 0.  # share of what is recorded beyond noise
+    explained: float = 0.  # share of what is recorded beyond noise; nan where that is nothing
     correlation: float = 0.  # of the weighted spectra
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #2e1edaa6
+# %% ../../nbs/atoms/07_particle_fit.ipynb #da3460b9
 @lru_cache(maxsize=256)
 def _body(truncation, roundness):  # its outermost points at radius one
     q = facet_ratio(truncation)
@@ -166,7 +166,7 @@ def _scene(p, view):  # in a cell as wide as the view
     z = at[:, 2] - at[:, 2].min() + 4
     return Atoms([view.element]*len(at), np.column_stack([at[:, :2] + view.width/2, z]), cell=[view.width, view.width, z.max() + 2], pbc=True)
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #7fc32501
+# %% ../../nbs/atoms/07_particle_fit.ipynb #ef2dc669
 ROUGH, FINE = (.48, 4., 1), (.4, 2.5, 3)  # Å of the grid and of the slices, and foci: for the search; for the result
 WAVES = 1.1  # 1/Å that are kept of a wave
 CONE, VIBRATION = 3e-4, .3  # rad and Å, assumed
@@ -184,7 +184,7 @@ def _images(view, wave, foci, p, how):  # of one wave at several foci (k, n, n),
 
 def _image(view, wave, p, how): return _images(view, wave, [p.defocus], p, how)[0]
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #e899bf41
+# %% ../../nbs/atoms/07_particle_fit.ipynb #0cb2eb0c
 def _shifted(a, shift):  # by fractions of a pixel
     f = torch.fft.fftfreq(a.shape[-1])
     return torch.fft.ifft2(torch.fft.fft2(a)*torch.exp(-2j*torch.pi*(f[:, None]*shift[0] + f*shift[1]))).real
@@ -193,7 +193,7 @@ def model_image(view:ParticleView, p:ParticleModel)->torch.Tensor:  # (n, n)
     "The model's image, in place and with its contrast."
     return p.brightness*_shifted(_image(view, _waves(view, [p], FINE), p, FINE), p.shift)
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #91eef2de
+# %% ../../nbs/atoms/07_particle_fit.ipynb #47bd4e62
 BRIGHTNESS = .3, 1.6  # bounds
 
 def _dot(a, b): return float((a.conj()*b).real.sum())
@@ -203,7 +203,8 @@ def _compared(view, p, image):  # the model with its brightness, misfit and corr
     so, ss, oo = _dot(s, o), _dot(s, s), _dot(o, o)
     b = float(np.clip(so/ss, *BRIGHTNESS))
     misfit, power = (oo - 2*b*so + b*b*ss)/len(o), oo/len(o)
-    return replace(p, brightness=b, misfit=misfit, explained=1 - (misfit - 1)/max(power - 1, 1e-3), correlation=so/(ss*oo)**.5)
+    explained = min(1., (power - misfit)/(power - 1)) if power > 1 else np.nan
+    return replace(p, brightness=b, misfit=misfit, explained=explained, correlation=so/(ss*oo)**.5)
 
 def _best(models): return min(models, key=lambda p: p.misfit)
 
@@ -212,7 +213,7 @@ def compared(view:ParticleView, models:Sequence[ParticleModel], how:tuple=FINE)-
     return [_compared(view, p, _image(view, w, p, how)) for k in range(0, len(models), 8)
             for p, w in zip(models[k:k + 8], _waves(view, models[k:k + 8], how))]
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #0b950267
+# %% ../../nbs/atoms/07_particle_fit.ipynb #04c8c66a
 def _best_shifts(view, images):  # whole pixels at which each image is most like the recorded one
     weight = torch.where(view.band, view.weight, 0.)**2
     c = torch.fft.ifft2(torch.fft.fft2(view.window*view.image)*weight*torch.fft.fft2(images).conj()).real
@@ -234,7 +235,7 @@ def placed(
         out += sorted(lowest, key=lambda q: q.misfit)[:keep]
     return out
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #b7c2bb70
+# %% ../../nbs/atoms/07_particle_fit.ipynb #83531038
 SPACING, ANGLES, RINGS = np.radians(2.5), 180, np.arange(.3, .9, .0125)  # of beam directions; of half a turn; 1/Å
 FORMS = (.1, 0.), (.5, 0.), (.9, 0.), (.5, .8)  # truncation, roundness
 
@@ -247,7 +248,7 @@ def beam_directions()->np.ndarray:  # (n, 3, 3)
     own = (z >= x) & (z >= y) & (x >= 0) & (y >= 0)
     return np.array([axis_angle((b, -a, 0), np.arccos(c)) for a, b, c in zip(x[own], y[own], z[own])])
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #6bf58474
+# %% ../../nbs/atoms/07_particle_fit.ipynb #69139c23
 def _polar(amplitude, step):  # (n, n) with frequency 0 in the middle, 1/Å per pixel → (rings, angles)
     phi = np.pi*np.arange(ANGLES)/ANGLES
     at = [len(amplitude)//2 + RINGS[:, None]/step*f(phi) for f in (np.sin, np.cos)]
@@ -267,7 +268,7 @@ def _model_spectrum(view, p):  # (rings, angles), by single scattering
     middle = slice(n//2 - half, n//2 + half)
     return _polar(np.sqrt(ndimage.gaussian_filter(power[middle, middle], 1.)), 1/view.width)
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #9125220f
+# %% ../../nbs/atoms/07_particle_fit.ipynb #7746ab23
 @lru_cache(maxsize=64)
 def _inside(truncation, roundness):  # points (n, 3) that fill the body
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 21)]*3), -1).reshape(-1, 3)
@@ -284,7 +285,7 @@ def sized(
     across = np.ptp(xy@np.stack([np.cos(angles), np.sin(angles)]), axis=0).max()
     return replace(p, size=2*factor*(view.reach - lattice_constant(view.element)/2**1.5)/across)
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #7018563c
+# %% ../../nbs/atoms/07_particle_fit.ipynb #84255dff
 def _correlations(view):  # of each direction, form and turn with the recorded spectrum (n, forms, angles)
     seen = _recorded_spectrum(view)
     own = np.array([[_model_spectrum(view, sized(view, ParticleModel(r, 1., *f))) for f in FORMS] for r in beam_directions()])
@@ -303,7 +304,7 @@ def _distinct(rotations, most, least):  # indices of the first `most` that are a
         left = left[_all_misorientations(rotations[left[0]], rotations[left]) > least]
     return out
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #9925d0f3
+# %% ../../nbs/atoms/07_particle_fit.ipynb #efb341ea
 def likely_orientations(
     view:ParticleView,
     most:int=24,
@@ -318,7 +319,7 @@ def likely_orientations(
     rotations = np.array([axis_angle((0, 0, 1), np.pi*(k/ANGLES + half))@beam_directions()[d] for d, k, half in at])
     return [sized(view, ParticleModel(rotations[j], 1., *FORMS[form[at[j][0], at[j][1]]])) for j in _distinct(rotations, most, apart)]
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #1ce59574
+# %% ../../nbs/atoms/07_particle_fit.ipynb #63cae233
 PRIOR = dict(brightness=.3, rx=.05, ry=.05, rz=.05, defocus=60., mtf=.3, focal_spread=20., y=2., x=2.)  # of a step
 MOST = dict(rx=.03, ry=.03, rz=.03, defocus=40., mtf=.2, focal_spread=15., y=1.5, x=1.5)  # of a step
 STEP = dict(defocus=5., mtf=-.03, focal_spread=4.)  # for derivatives
@@ -328,7 +329,7 @@ def _turned(p, v):  # by a rotation vector
     angle = np.linalg.norm(v)
     return replace(p, rotation=axis_angle(v, angle)@p.rotation) if angle else p
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #d6a7f23f
+# %% ../../nbs/atoms/07_particle_fit.ipynb #88e11272
 def _derivatives(view, p, wave, image, how):  # names; of the weighted spectrum (2m, names); residual (2m,)
     base = _weighted(view, _shifted(image, p.shift))
     by = lambda i, shift, d: p.brightness*(_weighted(view, _shifted(i, shift)) - base)/d
@@ -340,7 +341,7 @@ def _derivatives(view, p, wave, image, how):  # names; of the weighted spectrum 
     real = lambda a: torch.view_as_real(a).flatten(-2).double().numpy()
     return [*columns], real(torch.stack([*columns.values()])).T, real(view.recorded - p.brightness*base)
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #f587b35c
+# %% ../../nbs/atoms/07_particle_fit.ipynb #ef0d8158
 def _curvature(view, J): return view.freedom/int(view.band.sum())*J.T@J  # of χ²/2
 
 def _stepped(view, p, wave, image, damping, how):
@@ -351,7 +352,7 @@ def _stepped(view, p, wave, image, damping, how):
     return replace(_turned(p, [s['rx'], s['ry'], s['rz']]), defocus=p.defocus + s['defocus'], mtf=float(np.clip(p.mtf + s['mtf'], .1, 1)),
                    focal_spread=float(np.clip(p.focal_spread + s['focal_spread'], 15, 100)), shift=(p.shift[0] + s['y'], p.shift[1] + s['x']))
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #9e1f0abb
+# %% ../../nbs/atoms/07_particle_fit.ipynb #8c4624fb
 def refined(
     view:ParticleView, p:ParticleModel,
     rounds:int=5, how:tuple=FINE,
@@ -371,7 +372,7 @@ def refined(
             if done: break
     return p
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #9934c141
+# %% ../../nbs/atoms/07_particle_fit.ipynb #ca59d8a3
 _FEW = [(t, r) for t, r in ((0, 0), (.33, 0), (.6, 0), (1, 0), (.5, 1))]
 _TRUNCATIONS, _ROUNDNESSES = (0, .1, .2, .33, .42, .5, .6, .75, .9, 1), (0, .2, .4, .7, 1)
 
@@ -403,7 +404,7 @@ def _polished(view, p):
         p = _best([refined(view, q, 3) for q in ends])
     return p
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #53211ce1
+# %% ../../nbs/atoms/07_particle_fit.ipynb #eb295457
 CANDIDATES, KEPT, LAST = 16, 5, 3
 APART, OTHER = np.radians((1.5, 5))  # of what is followed; of what counts as another orientation
 
@@ -423,7 +424,7 @@ def _searched(view, tell):  # the best models, the best first; `tell` is called 
     for k, p in enumerate(found): out.append(_polished(view, p)); tell(.55 + .1*(k + 1))
     return _apart(out, LAST)
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #7627ddde
+# %% ../../nbs/atoms/07_particle_fit.ipynb #e779420b
 def _chance(view, n=8):  # correlations of random orientations, refined
     turns = Rotation.random(n, rng=0).as_matrix()
     models = placed(view, [sized(view, ParticleModel(r, 1., .4, .3)) for r in turns], focus_range(view))
@@ -437,7 +438,7 @@ def _deviations(view, p):  # standard deviations: rad, Å; and the angles' own m
     covariance = np.linalg.inv(_curvature(view, J) + np.diag([PRIOR[k]**-2 for k in names]))*max(1, p.misfit)
     return dict(zip(names, np.sqrt(np.diag(covariance)))), covariance[1:4, 1:4]
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #87f94130
+# %% ../../nbs/atoms/07_particle_fit.ipynb #d14ef06d
 TEMPERATURE = 30.  # of the forms' χ²: their other numbers are not refined again, and layers of atoms are steps
 
 def _neighbours(view, p):  # models of other truncation, roundness and size, with their probabilities; and the best
@@ -454,7 +455,7 @@ def _range(values, weights, share):  # the ends between which that share of the 
     below = np.cumsum(weights[order]) - weights[order]/2
     return tuple(float(np.interp(q, below, np.asarray(values)[order])) for q in ((1 - share)/2, (1 + share)/2))
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #66c2acd4
+# %% ../../nbs/atoms/07_particle_fit.ipynb #b0507eb0
 @dataclass(frozen=True)
 class ParticleFit:
     "The model whose image is most like the recorded one, and how sure it is."
@@ -469,7 +470,7 @@ class ParticleFit:
     @property
     def accepted(self)->bool: return not self.why
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #0aebb252
+# %% ../../nbs/atoms/07_particle_fit.ipynb #2e3c8094
 BY_CHANCE, AHEAD, FITS, EXPLAINED = 2., 50., 1.3, .93  # times the highest correlation by chance; scaled χ²; misfit; share
 
 def refused(p:ParticleModel, chance:Sequence[float], ahead:float)->str:  # '' if it is not
@@ -481,7 +482,7 @@ def refused(p:ParticleModel, chance:Sequence[float], ahead:float)->str:  # '' if
         return f'the difference is {p.misfit:.1f} times the noise, and the model explains {p.explained:.0%} of what is beyond noise: no model fits'
     return ''
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #85dfffcb
+# %% ../../nbs/atoms/07_particle_fit.ipynb #cb56c428
 def fit_particle(
     view:ParticleView,
     tell=lambda share: None,  # is called with the share of the work that is done
@@ -501,7 +502,7 @@ def fit_particle(
     tell(1.)
     return ParticleFit(best, found[1:], chance, ahead, deviations, ranges, (float(tilt[0]), float(tilt[-1])), refused(best, chance, ahead))
 
-# %% ../../nbs/atoms/07_particle_fit.ipynb #143006b8
+# %% ../../nbs/atoms/07_particle_fit.ipynb #c41d8ec6
 def fit_row(
     fit:ParticleFit,
     element:str='Au',

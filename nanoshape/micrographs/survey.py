@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from urllib.parse import quote
 import errno, os, pickle, re, shutil, signal, warnings
 
@@ -276,16 +276,18 @@ def _serve_files(pipe, job):  # what a worker runs: a file comes in, what `_hear
 # %% ../../nbs/micrographs/06_survey.ipynb #66d08f9b
 class _Worker:
     "A process that analyses files, one after the other; another is started if it has died."
-    def __init__(self, job, out): self.job, self.out, self.process = job, out, None
+    def __init__(self, job, out): self.job, self.out, self.process, self.over, self.lock = job, out, None, False, Lock()
     def _start(self):
         context = get_context('spawn')  # a fork would copy threads' locks, but not the threads
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve_files, args=(theirs, self.job), daemon=True)
-        self.process.start()
-        theirs.close()
+        with self.lock:  # none is started behind the back of `end`
+            if self.over: raise EOFError
+            self.pipe, theirs = context.Pipe()
+            self.process = context.Process(target=_serve_files, args=(theirs, self.job), daemon=True)
+            self.process.start()
+            theirs.close()
     def __call__(self, file):  # as `_heard`
-        if not self.process: self._start()
         try:
+            if not self.process: self._start()
             self.pipe.send(file)
             return self.pipe.recv()
         except (EOFError, OSError): return (None, {'': self._lost()}), []
@@ -293,8 +295,8 @@ class _Worker:
         code = self.end()
         how = f' by signal {-code}' if code < 0 else ''
         return f'the process that analysed it was ended{how}: is there enough memory? Try again with --workers 1'
-    def end(self):  # → exit status
-        process, self.process = self.process, None
+    def end(self, over=False):  # → exit status; `over`: no other is started
+        with self.lock: process, self.process, self.over = self.process, None, self.over or over
         if not process: return 0
         process.terminate()
         process.join(10)
@@ -316,7 +318,7 @@ def _on_workers(analyse, files, n, out):  # yields what `analyse` gives for each
         try: yield from (f.result() for f in futures)
         finally:
             for f in futures: f.cancel()
-            for w in workers: w.end()
+            for w in workers: w.end(over=True)
 
 # %% ../../nbs/micrographs/06_survey.ipynb #299194ad
 def _told(answer):  # what a worker gave, as if it had happened here
