@@ -146,9 +146,10 @@ def test_a_model_is_as_wide_as_the_outline(seen):
 
 
 @pytest.mark.parametrize('values,words', [
-    (dict(correlation=.3), 'hardly more like'), (dict(ahead=10), 'another orientation'), (dict(misfit=1.6, explained=.5), 'no model fits'), ({}, '')])
+    (dict(correlation=.3), 'hardly more like'), (dict(ahead=10), 'another orientation'), (dict(misfit=1.05, explained=.6), 'no model fits'),
+    (dict(explained=np.nan), 'no model fits'), ({}, '')])
 def test_a_fit_is_refused_for_a_reason(values, words):
-    values = dict(correlation=.6, ahead=100., misfit=1.1, explained=.5) | values
+    values = dict(correlation=.6, ahead=100., misfit=1.1, explained=.95) | values
     p = ParticleModel(np.eye(3), 40., misfit=values['misfit'], explained=values['explained'], correlation=values['correlation'])
     why = refused(p, [.1, .2], values['ahead'])
     assert (words in why) if words else why == ''

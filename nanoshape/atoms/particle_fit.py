@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TILES', 'RIM', 'AROUND', 'BAND', 'LARGEST', 'ROUGH', 'FINE', 'WAVES', 'CONE', 'VIBRATION', 'BRIGHTNESS', 'SPACING',
            'ANGLES', 'RINGS', 'FORMS', 'PROJECTED', 'PRIOR', 'MOST', 'STEP', 'SMALL_TURN', 'CANDIDATES', 'KEPT', 'LAST',
-           'APART', 'OTHER', 'TEMPERATURE', 'BY_CHANCE', 'AHEAD', 'FITS', 'EXPLAINED', 'film_spectrum', 'ParticleView',
+           'APART', 'OTHER', 'TEMPERATURE', 'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'film_spectrum', 'ParticleView',
            'view_particle', 'ParticleModel', 'model_positions', 'model_image', 'compared', 'placed', 'beam_directions',
            'sized', 'likely_orientations', 'refined', 'focus_range', 'ParticleFit', 'refused', 'fit_particle',
            'fit_row']
@@ -471,14 +471,14 @@ class ParticleFit:
     def accepted(self)->bool: return not self.why
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #2e3c8094
-BY_CHANCE, AHEAD, FITS, EXPLAINED = 2., 50., 1.3, .93  # times the highest correlation by chance; scaled χ²; misfit; share
+BY_CHANCE, AHEAD, EXPLAINED = 2., 50., .93  # times the highest correlation by chance; scaled χ²; share beyond noise
 
 def refused(p:ParticleModel, chance:Sequence[float], ahead:float)->str:  # '' if it is not
-    "Why a fit is not accepted. The limits are choices of this project, made on twelve crystals and six other particles that are in no test."
+    "Why a fit is not accepted. The limits are choices of this project, see figures/particle_fit."
     if p.correlation < BY_CHANCE*(wrong := max(chance)):
         return f'the image is hardly more like the model (correlation {p.correlation:.2f}) than like wrong ones (up to {wrong:.2f})'
     if ahead < AHEAD: return 'another orientation fits nearly as well'
-    if p.misfit > FITS and p.explained < EXPLAINED:
+    if not p.explained >= EXPLAINED:
         return f'the difference is {p.misfit:.1f} times the noise, and the model explains {p.explained:.0%} of what is beyond noise: no model fits'
     return ''
 
