@@ -173,6 +173,7 @@ def known_fit(true, why=''):
 
 def test_a_fit_that_is_not_accepted_has_no_shape(seen):
     good, bad = (fit_row(known_fit(seen[3], why)) for why in ('', 'another orientation fits nearly as well'))
+    assert fit_row(replace(known_fit(seen[3]), ahead=np.inf))['ahead'] is None  # it goes into JSON
     assert good['shape'] == 'cuboctahedron' and 'shape' not in bad and 'truncation' not in bad and bad['misfit'] == 1.1
 
 

@@ -507,11 +507,11 @@ def fit_row(
     fit:ParticleFit,
     element:str='Au',
 )->dict:  # plain values; nm and degrees
-    "A fit as a row of a table. A fit that was not accepted has its reason, its goodness, and no shape."
+    "A fit as a row of a table. A fit that was not accepted has its reason, its goodness, and no shape; `ahead` is None where no other orientation was left."
     p, d = fit.model, fit.deviations
     beam = np.sort(np.abs(p.rotation[2]))
     goodness = dict(accepted=fit.accepted, why=fit.why, misfit=p.misfit, explained=p.explained, correlation=p.correlation,
-                    by_chance=max(fit.chance), ahead=fit.ahead)
+                    by_chance=max(fit.chance), ahead=fit.ahead if np.isfinite(fit.ahead) else None)
     if not fit.accepted: return goodness
     low, high = fit.ranges['truncation'][1]
     ends = {f'{k}_{end}': v[1][j]/(NM if k == 'diameter' else 1) for k, v in fit.ranges.items() for j, end in enumerate(('low', 'high'))}
