@@ -32,6 +32,7 @@ def _draw_atoms(ax, p, element, side):  # seen along the beam, or from the side;
     ax.set(aspect='equal', xlabel='x (nm)', ylabel='z, along the beam (nm)' if side else 'y (nm)')
     ax.invert_yaxis()
 
+# %% ../../nbs/atoms/08_fit_report.ipynb #75ba5581
 def plot_fit(
     view:ParticleView, fit:ParticleFit,
 ):  # the axes
@@ -51,6 +52,7 @@ def fringed_particles(m:Micrograph, labels:np.ndarray, element:str)->list[int]:
     t = measure_particles(m, labels).merge(measure_lattice(m, labels, element), on='label')
     return t.label[~t.border.astype(bool) & (t.spacings_nm != '')].tolist()
 
+# %% ../../nbs/atoms/08_fit_report.ipynb #40ef0638
 def particle_fits(
     m:Micrograph, labels:np.ndarray, numbers:Sequence[int],
     element:str='Au',
@@ -73,11 +75,13 @@ def fit_atoms(view:ParticleView, fit:ParticleFit)->Atoms:  # Å; x and y from th
     at = model_positions(p, view.element) + [*centre, 0]
     return Atoms([view.element]*len(at), at, info=dict(fitted_to=f'misfit {p.misfit:.2f}', note='height along the beam is arbitrary'))
 
+# %% ../../nbs/atoms/08_fit_report.ipynb #db6d2303
 def _row(m, labels, n, view, fit):  # of the table
     place = np.argwhere(labels == n).mean(0) if (labels == n).any() else (np.nan, np.nan)
     told = dict(accepted=False, why=fit) if isinstance(fit, str) else fit_row(fit, view.element)
     return dict(label=n, x_px=float(place[1]), y_px=float(place[0])) | told
 
+# %% ../../nbs/atoms/08_fit_report.ipynb #76e2bed5
 def _record(fits):  # all that makes each simulated image again
     return {str(n): asdict(fit.model) | dict(rotation=fit.model.rotation.tolist(), corner=view.corner, pixels=view.n, sampling=view.sampling,
                                               element=view.element, energy=view.energy, Cs=view.Cs)
@@ -93,6 +97,7 @@ def summarise_fits(m:Micrograph, table:pd.DataFrame, asked:int)->str:
     return (f'{len(table)} particles of {m.name} were compared with models; accepted: {len(good)} ({shapes}).'
             + (f' Stopped before the other {left}.' if left else ''))
 
+# %% ../../nbs/atoms/08_fit_report.ipynb #9e883510
 CAUTION = ('A fit that is accepted says that the image could have been made by this model, and that other orientations explain it less well. '
            'It assumes one crystal, equal facets, a known voltage and spherical aberration, and an amorphous film. Limits: correlation twice that '
            'by chance, another orientation worse by 50 in χ², 93 % of what is beyond noise explained; these are choices of this project.')
@@ -105,15 +110,18 @@ LEGEND = ('Also in fits.csv. misfit: mean square of the difference over that of 
 def _drawn(fits):  # number, view, fit and picture (PNG) of each that is one
     return [(n, v, f, as_png(plot_fit(v, f)[0].figure, DPI)) for n, v, f in fits if not isinstance(f, str)]
 
+# %% ../../nbs/atoms/08_fit_report.ipynb #25b61dbd
 def _pictures(drawn):  # for the page
     return [dict(src=png_url(png), title=f'Particle {n}', alt='recorded, simulated, difference, model',
                  text='Accepted.' if fit.accepted else f'Not accepted: {fit.why}.') for n, _, fit, png in drawn]
 
+# %% ../../nbs/atoms/08_fit_report.ipynb #0e2500cb
 def _assumed(m):  # what neither the file nor a person has said
     words = [] if m.voltage else ['300 kV (another with --kv)']
     words += [] if m.Cs is not None else ['no spherical aberration, as with a corrector (another with --cs)']
     return [f'Assumed: {" and ".join(words)}.'] if words else []
 
+# %% ../../nbs/atoms/08_fit_report.ipynb #2f3ae7f6
 def write_fits(
     m:Micrograph,
     labels:np.ndarray,  # (y, x), of the particles

@@ -38,12 +38,14 @@ from ..simulate.structures import fcc_points, feret, lattice_constant
 # %% ../../nbs/atoms/07_particle_fit.ipynb #00ebead7
 TILES = 48, 32  # pixels, of the windows in which the noise is measured: the smaller ones where there is no room
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #4467f6b2
 def _tile_powers(image, ground, n):  # of the windows that hold background only
     w = np.outer(*[np.hanning(n + 2)[1:-1]]*2)
     for y, x in product(*(range(0, k - n + 1, n//4) for k in image.shape)):
         inside, part = ground[y:y + n, x:x + n], image[y:y + n, x:x + n]
         if inside.mean() > .97: yield np.abs(np.fft.fft2((part - part[inside].mean())*inside*w))**2/((w*inside)**2).sum()
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #fb1cda41
 def film_spectrum(
     image:np.ndarray,  # (y, x)
     ground:np.ndarray,  # bool (y, x), where there is no particle
@@ -61,6 +63,7 @@ RIM, AROUND = 6., 14.  # Å beyond the outline: where the window fades out; empt
 BAND = .1, .9  # 1/Å that is compared
 LARGEST = 15.  # nm, of a particle
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #28bba182
 @dataclass(frozen=True)
 class ParticleView:
     "The part of a micrograph that shows one particle, and the weights of its frequencies."
@@ -85,10 +88,12 @@ class ParticleView:
 def _weighted(view, images):  # spectra (..., m) of what is in the window, over the noise
     return (torch.fft.fft2(view.window*images)*view.weight)[..., view.band]
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #9aae19d8
 def _band(n, sampling):  # spatial frequencies in cycles per pixel (n, n), and which are compared
     g = np.hypot(*np.meshgrid(*[np.fft.fftfreq(n)]*2))
     return g, (g/sampling > BAND[0]) & (g/sampling < BAND[1]) & (g < .49)
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #51e7b755
 def _centred(a, y, x, n, mode):  # n × n pixels around (y, x)
     return np.pad(a, n, mode=mode)[y + n - n//2:, x + n - n//2:][:n, :n]
 
@@ -153,6 +158,7 @@ def _body(truncation, roundness):  # its outermost points at radius one
     q = facet_ratio(truncation)
     return rounded(closed(NORMALS, np.repeat([q, 1., min(2**.5*q, 1.5**.5)], (6, 8, 12))), roundness)
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #9a646a69
 def model_positions(
     p:ParticleModel,
     element:str='Au',
@@ -161,6 +167,7 @@ def model_positions(
     sites = fcc_points(lattice_constant(element), p.size/2, np.array(p.origin))
     return sites[_body(p.truncation, p.roundness).inside(sites/(p.size/2))]@p.rotation.T
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #f74b584c
 def _scene(p, view):  # in a cell as wide as the view
     at = model_positions(p, view.element)
     z = at[:, 2] - at[:, 2].min() + 4
@@ -171,17 +178,20 @@ ROUGH, FINE = (.48, 4., 1), (.4, 2.5, 3)  # Å of the grid and of the slices, an
 WAVES = 1.1  # 1/Å that are kept of a wave
 CONE, VIBRATION = 3e-4, .3  # rad and Å, assumed
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #7569dc63
 def _waves(view, models, how):  # exit waves (k, y, x)
     n = 2*next_fast_len(round(view.width/how[0]/2))
     return exit_waves([_scene(p, view) for p in models], n, view.energy, how[1], debye_waller=debye_waller_factors({view.element}),
                       out_gpts=min(n, 2*round(WAVES*view.width)))
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #3ab0f171
 def _images(view, wave, foci, p, how):  # of one wave at several foci (k, n, n), the background 0
     value = lambda v: torch.full((len(foci),), float(v))
     m = Microscope(view.energy, Cs=view.Cs, defocus=torch.tensor(foci, dtype=torch.float32), focal_spread=value(p.focal_spread), mtf=value(p.mtf),
                    angular_spread=CONE, vibration=VIBRATION, pixel_integration=True, foci=how[2])
     return images(wave.expand(len(foci), *wave.shape[-2:]), m, view.sampling, gpts=view.n) - 1
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #2102e461
 def _image(view, wave, p, how): return _images(view, wave, [p.defocus], p, how)[0]
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #0cb2eb0c
@@ -189,6 +199,7 @@ def _shifted(a, shift):  # by fractions of a pixel
     f = torch.fft.fftfreq(a.shape[-1])
     return torch.fft.ifft2(torch.fft.fft2(a)*torch.exp(-2j*torch.pi*(f[:, None]*shift[0] + f*shift[1]))).real
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #be5c4aad
 def model_image(view:ParticleView, p:ParticleModel)->torch.Tensor:  # (n, n)
     "The model's image, in place and with its contrast."
     return p.brightness*_shifted(_image(view, _waves(view, [p], FINE), p, FINE), p.shift)
@@ -196,8 +207,10 @@ def model_image(view:ParticleView, p:ParticleModel)->torch.Tensor:  # (n, n)
 # %% ../../nbs/atoms/07_particle_fit.ipynb #47bd4e62
 BRIGHTNESS = .3, 1.6  # bounds
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #6af99a05
 def _dot(a, b): return float((a.conj()*b).real.sum())
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #3cbec178
 def _compared(view, p, image):  # the model with its brightness, misfit and correlation
     s, o = _weighted(view, _shifted(image, p.shift)), view.recorded
     so, ss, oo = _dot(s, o), _dot(s, s), _dot(o, o)
@@ -206,8 +219,10 @@ def _compared(view, p, image):  # the model with its brightness, misfit and corr
     explained = min(1., (power - misfit)/(power - 1)) if power > 1 else np.nan
     return replace(p, brightness=b, misfit=misfit, explained=explained, correlation=so/(ss*oo)**.5)
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #354514c0
 def _best(models): return min(models, key=lambda p: p.misfit)
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #d6560025
 def compared(view:ParticleView, models:Sequence[ParticleModel], how:tuple=FINE)->list[ParticleModel]:
     "The models with brightness, misfit and correlation, under their own conditions."
     return [_compared(view, p, _image(view, w, p, how)) for k in range(0, len(models), 8)
@@ -220,6 +235,7 @@ def _best_shifts(view, images):  # whole pixels at which each image is most like
     at = np.array(np.unravel_index(c.flatten(1).argmax(1).numpy(), (view.n, view.n))).T
     return [tuple(map(float, s)) for s in (at + view.n//2) % view.n - view.n//2]
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #8e8884a1
 def placed(
     view:ParticleView, models:Sequence[ParticleModel],
     foci:Sequence[float],  # Å, that are tried
@@ -239,6 +255,7 @@ def placed(
 SPACING, ANGLES, RINGS = np.radians(2.5), 180, np.arange(.3, .9, .0125)  # of beam directions; of half a turn; 1/Å
 FORMS = (.1, 0.), (.5, 0.), (.9, 0.), (.5, .8)  # truncation, roundness
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #bae513bc
 @lru_cache(maxsize=1)
 def beam_directions()->np.ndarray:  # (n, 3, 3)
     "Rotations that bring the directions of a 24th of the sphere onto the beam; points of a Fibonacci spiral."
@@ -254,13 +271,16 @@ def _polar(amplitude, step):  # (n, n) with frequency 0 in the middle, 1/Å per 
     at = [len(amplitude)//2 + RINGS[:, None]/step*f(phi) for f in (np.sin, np.cos)]
     return ndimage.map_coordinates(amplitude, at, order=1)
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #7805da72
 def _recorded_spectrum(view):  # (rings, angles), above the noise
     power = (torch.fft.fft2(view.window*view.image)*view.weight).abs()**2
     smooth = ndimage.gaussian_filter(fftshift(power.numpy()), 1., mode='wrap')
     return _polar(np.sqrt(np.clip(smooth - 1, 0, None)), 1/view.width)
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #59e70481
 PROJECTED = .3  # Å per pixel, of projected atoms
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #c7a941c2
 def _model_spectrum(view, p):  # (rings, angles), by single scattering
     at, n = model_positions(p, view.element), 2*round(view.width/PROJECTED/2)
     counts = np.histogram2d(at[:, 1], at[:, 0], [np.linspace(-.5, .5, n + 1)*view.width]*2)[0]
@@ -274,6 +294,7 @@ def _inside(truncation, roundness):  # points (n, 3) that fill the body
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 21)]*3), -1).reshape(-1, 3)
     return grid[_body(truncation, roundness).inside(grid)]
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #44d6aa64
 def sized(
     view:ParticleView, p:ParticleModel,
     factor:float=1., **form,  # times what the outline says; other values of the model
@@ -293,10 +314,12 @@ def _correlations(view):  # of each direction, form and turn with the recorded s
     product = (np.fft.rfft(seen)*np.fft.rfft(own).conj()).sum(-2)
     return np.fft.irfft(product, ANGLES)/np.sqrt((own**2).sum((-1, -2)))[..., None]/max(np.sqrt((seen**2).sum()), 1e-12)
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #d25f8b15
 def _all_misorientations(r, others):  # rad (n,), between cubic crystals
     traces = np.einsum('nij,sji->ns', np.einsum('ji,njk->nik', r, others), CUBIC)
     return np.arccos(np.clip((traces.max(1) - 1)/2, -1, 1))
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #89ec305f
 def _distinct(rotations, most, least):  # indices of the first `most` that are at least so far from those before
     out, left = [], np.arange(len(rotations))
     while len(left) and len(out) < most:
@@ -325,6 +348,7 @@ MOST = dict(rx=.03, ry=.03, rz=.03, defocus=40., mtf=.2, focal_spread=15., y=1.5
 STEP = dict(defocus=5., mtf=-.03, focal_spread=4.)  # for derivatives
 SMALL_TURN = 2e-3  # rad
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #2ab8bf6c
 def _turned(p, v):  # by a rotation vector
     angle = np.linalg.norm(v)
     return replace(p, rotation=axis_angle(v, angle)@p.rotation) if angle else p
@@ -344,6 +368,7 @@ def _derivatives(view, p, wave, image, how):  # names; of the weighted spectrum 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #ef0d8158
 def _curvature(view, J): return view.freedom/int(view.band.sum())*J.T@J  # of χ²/2
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #4e4afa2e
 def _stepped(view, p, wave, image, damping, how):
     names, J, r = _derivatives(view, p, wave, image, how)
     H, share = _curvature(view, J), view.freedom/int(view.band.sum())
@@ -376,25 +401,31 @@ def refined(
 _FEW = [(t, r) for t, r in ((0, 0), (.33, 0), (.6, 0), (1, 0), (.5, 1))]
 _TRUNCATIONS, _ROUNDNESSES = (0, .1, .2, .33, .42, .5, .6, .75, .9, 1), (0, .2, .4, .7, 1)
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #596b8b0a
 def _with_forms(view, p, forms, factors):  # the best of the model and of others as wide as the outline, or nearly so
     return _best([p, *compared(view, [sized(view, p, f, truncation=float(t), roundness=float(r)) for t, r in forms for f in factors])])
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #f5e71dfd
 def _nearest_origin(o):  # the same place in the lattice, as near to an atom as may be
     same = np.array([*product((-1, -.5, 0, .5, 1), repeat=3)])
     same = o + same[same.sum(1) % 1 == 0]  # by vectors of the face-centred lattice
     return same[np.argmin((same**2).sum(1))]
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #8bf62269
 _ORIGINS = np.array([_nearest_origin(np.array(o)) for o in product((0, .25), (0, .25), (0, .25, .5, .75))])
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #84d52c66
 def _moved_body(view, p, origin):  # the body elsewhere in the lattice, which stays where it is in the image
     by = p.rotation@(origin - p.origin)*lattice_constant(view.element)/view.sampling
     return replace(p, origin=tuple(map(float, origin)), shift=(p.shift[0] + by[1], p.shift[1] + by[0]))
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #6c27f92d
 def focus_range(view:ParticleView)->np.ndarray:  # Å
     "Foci that are tried: 28 nm around focus; without a corrector, around Scherzer's."
     scherzer = (1.5*view.Cs*wavelength(view.energy))**.5 if view.Cs > 1e6 else 0.
     return np.arange(scherzer - 280, scherzer + 281, 40.)
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #fa2afdb6
 def _polished(view, p):
     for again in (True, False):
         p = _with_forms(view, p, [(t, p.roundness) for t in _TRUNCATIONS], (.95, .98, 1.01, 1.04))
@@ -408,10 +439,12 @@ def _polished(view, p):
 CANDIDATES, KEPT, LAST = 16, 5, 3
 APART, OTHER = np.radians((1.5, 5))  # of what is followed; of what counts as another orientation
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #370ad81a
 def _apart(models, most):  # the best ones that are that far from each other
     models = sorted(models, key=lambda p: p.misfit)
     return [models[k] for k in _distinct(np.array([p.rotation for p in models]), most, APART)]
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #cb73ecb3
 def _searched(view, tell):  # the best models, the best first; `tell` is called with the share that is done
     foci = focus_range(view)
     starts = likely_orientations(view, CANDIDATES); tell(.2)
@@ -430,8 +463,10 @@ def _chance(view, n=8):  # correlations of random orientations, refined
     models = placed(view, [sized(view, ParticleModel(r, 1., .4, .3)) for r in turns], focus_range(view))
     return [refined(view, p, 2, ROUGH).correlation for p in models]
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #2efee787
 def _worse(view, p, best): return view.freedom*(p.misfit/best.misfit - 1)  # χ² more than the best model's, scaled
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #8ff37c31
 def _deviations(view, p):  # standard deviations: rad, Å; and the angles' own matrix (3, 3)
     wave = _waves(view, [p], FINE)[0]
     names, J, _ = _derivatives(view, p, wave, _image(view, wave, p, FINE), FINE)
@@ -441,6 +476,7 @@ def _deviations(view, p):  # standard deviations: rad, Å; and the angles' own m
 # %% ../../nbs/atoms/07_particle_fit.ipynb #d14ef06d
 TEMPERATURE = 30.  # of the forms' χ²: their other numbers are not refined again, and layers of atoms are steps
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #efb15f78
 def _neighbours(view, p):  # models of other truncation, roundness and size, with their probabilities; and the best
     truncations = sorted({*np.linspace(0, 1, 11), *(float(np.clip(p.truncation + d, 0, 1)) for d in (-.12, -.08, -.04, 0, .04, .08, .12))})
     wide = p.size/sized(view, p).size
@@ -450,6 +486,7 @@ def _neighbours(view, p):  # models of other truncation, roundness and size, wit
     weight = np.exp(-.5*np.array([_worse(view, q, best) for q in models])/TEMPERATURE)
     return best, models, weight/weight.sum()
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #b7604e1b
 def _range(values, weights, share):  # the ends between which that share of the weight lies
     order = np.argsort(values)
     below = np.cumsum(weights[order]) - weights[order]/2
@@ -473,6 +510,7 @@ class ParticleFit:
 # %% ../../nbs/atoms/07_particle_fit.ipynb #2e3c8094
 BY_CHANCE, AHEAD, EXPLAINED = 2., 50., .93  # times the highest correlation by chance; scaled χ²; share beyond noise
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #a0ce252b
 def refused(p:ParticleModel, chance:Sequence[float], ahead:float)->str:  # '' if it is not
     "Why a fit is not accepted. The limits are choices of this project, see figures/particle_fit."
     if p.correlation < BY_CHANCE*(wrong := max(chance)):
@@ -507,7 +545,8 @@ def fit_row(
     fit:ParticleFit,
     element:str='Au',
 )->dict:  # plain values; nm and degrees
-    "A fit as a row of a table. A fit that was not accepted has its reason, its goodness, and no shape; `ahead` is None where no other orientation was left."
+    """A fit as a row of a table. A fit that was not accepted has its reason, its goodness, and no shape; `ahead` is None
+    where no other orientation was left."""
     p, d = fit.model, fit.deviations
     beam = np.sort(np.abs(p.rotation[2]))
     goodness = dict(accepted=fit.accepted, why=fit.why, misfit=p.misfit, explained=p.explained, correlation=p.correlation,
