@@ -21,7 +21,8 @@ from ..figures import as_png, show_image, use_style
 from ..micrographs.particles import measure_lattice, measure_particles
 from ..micrographs.reading import Micrograph
 from ..micrographs.report import DPI, file_words, html_page, png_url
-from .particle_fit import ParticleFit, ParticleView, fit_particle, fit_row, model_image, model_positions, view_particle
+from .particle_fit import (ParticleFit, ParticleView, fit_particle, fit_row, model_image,
+                                          model_positions, view_particle)
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #7192aa06
 def _draw_atoms(ax, p, element, side):  # seen along the beam, or from the side; nearer ones are brighter
@@ -41,7 +42,8 @@ def plot_fit(
     simulated, inside = model_image(view, fit.model), view.window.numpy()
     pictures = [inside*a.numpy() for a in (view.image, simulated, view.image - simulated)]
     low, high = np.percentile(pictures[0], (.5, 99.5))
-    for ax, a, name in zip(axs, pictures, ('recorded', 'simulated', 'difference')): show_image(a, view.sampling, ax, name, vmin=low, vmax=high)
+    for ax, a, name in zip(axs, pictures, ('recorded', 'simulated', 'difference')): show_image(a, view.sampling, ax,
+            name, vmin=low, vmax=high)
     for ax, side in zip(axs[3:], (False, True)): _draw_atoms(ax, fit.model, view.element, side)
     axs[3].set_title('model' if fit.accepted else 'model, not accepted')
     return axs
@@ -58,7 +60,8 @@ def particle_fits(
     element:str='Au',
 )->Iterator[tuple[int,ParticleView|None,ParticleFit|str]]:  # the fit, or why there is none
     "Fits one particle after the other, with a bar."
-    with tqdm(total=100*len(numbers), unit='%', bar_format='{l_bar}{bar}| {elapsed}<{remaining}', desc='fitting') as bar:
+    with tqdm(total=100*len(numbers), unit='%', bar_format='{l_bar}{bar}| {elapsed}<{remaining}',
+              desc='fitting') as bar:
         for k, n in enumerate(numbers):
             def tell(share, k=k): bar.update(round(100*(k + share)) - bar.n)
             try:
@@ -73,7 +76,8 @@ def fit_atoms(view:ParticleView, fit:ParticleFit)->Atoms:  # Å; x and y from th
     p = fit.model
     centre = [(c + view.n//2 + s + .5)*view.sampling for c, s in zip(view.corner[::-1], p.shift[::-1])]
     at = model_positions(p, view.element) + [*centre, 0]
-    return Atoms([view.element]*len(at), at, info=dict(fitted_to=f'misfit {p.misfit:.2f}', note='height along the beam is arbitrary'))
+    return Atoms([view.element]*len(at), at, info=dict(fitted_to=f'misfit {p.misfit:.2f}',
+                                                       note='height along the beam is arbitrary'))
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #db6d2303
 def _row(m, labels, n, view, fit):  # of the table
@@ -83,7 +87,8 @@ def _row(m, labels, n, view, fit):  # of the table
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #76e2bed5
 def _record(fits):  # all that makes each simulated image again
-    return {str(n): asdict(fit.model) | dict(rotation=fit.model.rotation.tolist(), corner=view.corner, pixels=view.n, sampling=view.sampling,
+    return {str(n): asdict(fit.model) | dict(rotation=fit.model.rotation.tolist(), corner=view.corner,
+                                             pixels=view.n, sampling=view.sampling,
                                               element=view.element, energy=view.energy, Cs=view.Cs)
             for n, view, fit in fits if not isinstance(fit, str)}
 
@@ -98,13 +103,15 @@ def summarise_fits(m:Micrograph, table:pd.DataFrame, asked:int)->str:
             + (f' Stopped before the other {left}.' if left else ''))
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #9e883510
-CAUTION = ('A fit that is accepted says that the image could have been made by this model, and that other orientations explain it less well. '
-           'It assumes one crystal, equal facets, a known voltage and spherical aberration, and an amorphous film. Limits: correlation twice that '
-           'by chance, another orientation worse by 50 in χ², 93 % of what is beyond noise explained; these are choices of this project.')
-LEGEND = ('Also in fits.csv. misfit: mean square of the difference over that of the noise; explained: share of what is recorded beyond noise; '
-          'by_chance: highest correlation of eight wrong orientations; ahead: by how much χ² is worse at the next orientation; truncation: 0 '
-          'octahedron, ½ cuboctahedron, 1 cube; roundness: 1 a sphere; low, high: 95 % range; beam_h, k, l: the beam\'s direction in the crystal; '
-          'tilt_deg_sd, focus_nm_sd: standard deviations; focus > 0: underfocus, from the particle\'s exit side.')
+CAUTION = ('A fit that is accepted says that the image could have been made by this model, and that other orientations '
+           'explain it less well. It assumes one crystal, equal facets, a known voltage and spherical aberration, and an '
+           'amorphous film. Limits: correlation twice that by chance, another orientation worse by 50 in χ², 93 % of what '
+           'is beyond noise explained; these are choices of this project.')
+LEGEND = ('Also in fits.csv. misfit: mean square of the difference over that of the noise; explained: share of what is '
+          'recorded beyond noise; by_chance: highest correlation of eight wrong orientations; ahead: by how much χ² is '
+          'worse at the next orientation; truncation: 0 octahedron, ½ cuboctahedron, 1 cube; roundness: 1 a sphere; low, '
+          "high: 95 % range; beam_h, k, l: the beam's direction in the crystal; tilt_deg_sd, focus_nm_sd: standard "
+          "deviations; focus > 0: underfocus, from the particle's exit side.")
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #c0711b18
 def _drawn(fits):  # number, view, fit and picture (PNG) of each that is one
@@ -137,8 +144,10 @@ def write_fits(
     try:
         for one in fits(m, labels, numbers, element): done.append(one)
     except KeyboardInterrupt: stopped = True
-    table = pd.DataFrame([_row(m, labels, *one) for one in done], columns=None if done else ['label', 'accepted', 'why'])
-    text, made = summarise_fits(m, table, len(numbers)), dict(params, file=m.file, sampling_nm=m.sampling/NM, **provenance())
+    table = pd.DataFrame([_row(m, labels, *one) for one in done], columns=None if done else ['label', 'accepted',
+            'why'])
+    text, made = summarise_fits(m, table, len(numbers)), dict(params, file=m.file, sampling_nm=m.sampling/NM,
+                                                              **provenance())
     _write(m, out, table, done, text, made)
     return table, text, stopped
 
@@ -151,5 +160,6 @@ def _write(m, out, table, done, text, made):
             (folder/f'fit_{n}.png').write_bytes(png)
             if fit.accepted: ase.io.write(folder/f'model_{n}.xyz', fit_atoms(view, fit), format='extxyz')
         write_json(folder/'run.json', made | dict(models=_record(done)))
-        page = html_page(m.name, text, table, _pictures(drawn), notes, '\n'.join(f'{k}: {v}' for k, v in made.items()), 'Fits', LEGEND)
+        page = html_page(m.name, text, table, _pictures(drawn), notes, '\n'.join(f'{k}: {v}' for k,
+                v in made.items()), 'Fits', LEGEND)
         (folder/'report.html').write_text(page, encoding='utf-8')

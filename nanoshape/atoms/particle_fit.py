@@ -129,7 +129,8 @@ def view_particle(
     window, (g, band) = .5 + .5*np.cos(np.pi*np.clip(outside/RIM - 1, 0, 1)), _band(n, s)
     noise = np.interp(g, *film_spectrum(relative, ground))*(window**2).sum()
     tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a, np.float32))
-    view = ParticleView(tensor(_centred(relative, y, x, n, mode='symmetric')), tensor(window), tensor(noise**-.5), torch.from_numpy(band),
+    view = ParticleView(tensor(_centred(relative, y, x, n, mode='symmetric')), tensor(window), tensor(noise**-.5),
+                        torch.from_numpy(band),
                         float((window**2).sum()*band.mean()), s, n*s, reach, element, m.voltage or energy, m.Cs or 0.,
                         (y - n//2, x - n//2), measure_lattice(small, own.astype(int), element).spacings_nm[0] != '')
     return replace(view, recorded=_weighted(view, view.image))
@@ -171,7 +172,8 @@ def model_positions(
 def _scene(p, view):  # in a cell as wide as the view
     at = model_positions(p, view.element)
     z = at[:, 2] - at[:, 2].min() + 4
-    return Atoms([view.element]*len(at), np.column_stack([at[:, :2] + view.width/2, z]), cell=[view.width, view.width, z.max() + 2], pbc=True)
+    cell = [view.width, view.width, z.max() + 2]
+    return Atoms([view.element]*len(at), np.column_stack([at[:, :2] + view.width/2, z]), cell=cell, pbc=True)
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #ef2dc669
 ROUGH, FINE = (.48, 4., 1), (.4, 2.5, 3)  # Å of the grid and of the slices, and foci: for the search; for the result
@@ -181,13 +183,15 @@ CONE, VIBRATION = 3e-4, .3  # rad and Å, assumed
 # %% ../../nbs/atoms/07_particle_fit.ipynb #7569dc63
 def _waves(view, models, how):  # exit waves (k, y, x)
     n = 2*next_fast_len(round(view.width/how[0]/2))
-    return exit_waves([_scene(p, view) for p in models], n, view.energy, how[1], debye_waller=debye_waller_factors({view.element}),
+    return exit_waves([_scene(p, view) for p in models], n, view.energy, how[1],
+                      debye_waller=debye_waller_factors({view.element}),
                       out_gpts=min(n, 2*round(WAVES*view.width)))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #3ab0f171
 def _images(view, wave, foci, p, how):  # of one wave at several foci (k, n, n), the background 0
     value = lambda v: torch.full((len(foci),), float(v))
-    m = Microscope(view.energy, Cs=view.Cs, defocus=torch.tensor(foci, dtype=torch.float32), focal_spread=value(p.focal_spread), mtf=value(p.mtf),
+    m = Microscope(view.energy, Cs=view.Cs, defocus=torch.tensor(foci, dtype=torch.float32),
+                   focal_spread=value(p.focal_spread), mtf=value(p.mtf),
                    angular_spread=CONE, vibration=VIBRATION, pixel_integration=True, foci=how[2])
     return images(wave.expand(len(foci), *wave.shape[-2:]), m, view.sampling, gpts=view.n) - 1
 
@@ -245,7 +249,8 @@ def placed(
     out = []
     for p in models:
         at = _images(view, _waves(view, [p], how)[0], foci, p, how)
-        every = [_compared(view, replace(p, defocus=float(f), shift=s), i) for f, s, i in zip(foci, _best_shifts(view, at), at)]
+        every = [_compared(view, replace(p, defocus=float(f), shift=s), i)
+                 for f, s, i in zip(foci, _best_shifts(view, at), at)]
         m = np.array([q.misfit for q in every])
         lowest = [q for k, q in enumerate(every) if m[k] == m[max(0, k - 1):k + 2].min()]
         out += sorted(lowest, key=lambda q: q.misfit)[:keep]
@@ -309,7 +314,8 @@ def sized(
 # %% ../../nbs/atoms/07_particle_fit.ipynb #84255dff
 def _correlations(view):  # of each direction, form and turn with the recorded spectrum (n, forms, angles)
     seen = _recorded_spectrum(view)
-    own = np.array([[_model_spectrum(view, sized(view, ParticleModel(r, 1., *f))) for f in FORMS] for r in beam_directions()])
+    own = np.array([[_model_spectrum(view, sized(view, ParticleModel(r, 1., *f))) for f in FORMS]
+                    for r in beam_directions()])
     own *= np.sqrt((seen**2).mean(1)/(own**2).mean((0, 1, 3)))[:, None]
     product = (np.fft.rfft(seen)*np.fft.rfft(own).conj()).sum(-2)
     return np.fft.irfft(product, ANGLES)/np.sqrt((own**2).sum((-1, -2)))[..., None]/max(np.sqrt((seen**2).sum()), 1e-12)
@@ -340,7 +346,8 @@ def likely_orientations(
     first = np.argsort(-c[direction, turn])[:3000]
     at = [(d, k, half) for d, k in zip(direction[first], turn[first]) for half in (0, 1)]
     rotations = np.array([axis_angle((0, 0, 1), np.pi*(k/ANGLES + half))@beam_directions()[d] for d, k, half in at])
-    return [sized(view, ParticleModel(rotations[j], 1., *FORMS[form[at[j][0], at[j][1]]])) for j in _distinct(rotations, most, apart)]
+    return [sized(view, ParticleModel(rotations[j], 1., *FORMS[form[at[j][0], at[j][1]]]))
+            for j in _distinct(rotations, most, apart)]
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #63cae233
 PRIOR = dict(brightness=.3, rx=.05, ry=.05, rz=.05, defocus=60., mtf=.3, focal_spread=20., y=2., x=2.)  # of a step
@@ -359,7 +366,8 @@ def _derivatives(view, p, wave, image, how):  # names; of the weighted spectrum 
     by = lambda i, shift, d: p.brightness*(_weighted(view, _shifted(i, shift)) - base)/d
     columns = dict(brightness=base)
     turned = [_turned(p, SMALL_TURN*e) for e in np.eye(3)]
-    for k, w in zip(('rx', 'ry', 'rz'), _waves(view, turned, how)): columns[k] = by(_image(view, w, p, how), p.shift, SMALL_TURN)
+    for k, w in zip(('rx', 'ry', 'rz'), _waves(view, turned, how)):
+        columns[k] = by(_image(view, w, p, how), p.shift, SMALL_TURN)
     for k, d in STEP.items(): columns[k] = by(_image(view, wave, replace(p, **{k: getattr(p, k) + d}), how), p.shift, d)
     columns |= {k: by(image, np.add(p.shift, d), .1) for k, d in zip('yx', .1*np.eye(2))}
     real = lambda a: torch.view_as_real(a).flatten(-2).double().numpy()
@@ -374,8 +382,10 @@ def _stepped(view, p, wave, image, damping, how):
     H, share = _curvature(view, J), view.freedom/int(view.band.sum())
     step = np.linalg.solve(H + damping*np.diag([PRIOR[k]**-2 for k in names]), share*J.T@r)
     s = {k: float(np.clip(v, -MOST[k], MOST[k])) for k, v in zip(names, step) if k in MOST}
-    return replace(_turned(p, [s['rx'], s['ry'], s['rz']]), defocus=p.defocus + s['defocus'], mtf=float(np.clip(p.mtf + s['mtf'], .1, 1)),
-                   focal_spread=float(np.clip(p.focal_spread + s['focal_spread'], 15, 100)), shift=(p.shift[0] + s['y'], p.shift[1] + s['x']))
+    return replace(_turned(p, [s['rx'], s['ry'], s['rz']]), defocus=p.defocus + s['defocus'],
+                   mtf=float(np.clip(p.mtf + s['mtf'], .1, 1)),
+                   focal_spread=float(np.clip(p.focal_spread + s['focal_spread'], 15, 100)),
+                   shift=(p.shift[0] + s['y'], p.shift[1] + s['x']))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #8c4624fb
 def refined(
@@ -403,7 +413,8 @@ _TRUNCATIONS, _ROUNDNESSES = (0, .1, .2, .33, .42, .5, .6, .75, .9, 1), (0, .2, 
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #596b8b0a
 def _with_forms(view, p, forms, factors):  # the best of the model and of others as wide as the outline, or nearly so
-    return _best([p, *compared(view, [sized(view, p, f, truncation=float(t), roundness=float(r)) for t, r in forms for f in factors])])
+    return _best([p, *compared(view, [sized(view, p, f, truncation=float(t), roundness=float(r)) for t, r in forms
+                                      for f in factors])])
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #f5e71dfd
 def _nearest_origin(o):  # the same place in the lattice, as near to an atom as may be
@@ -429,8 +440,10 @@ def focus_range(view:ParticleView)->np.ndarray:  # Å
 def _polished(view, p):
     for again in (True, False):
         p = _with_forms(view, p, [(t, p.roundness) for t in _TRUNCATIONS], (.95, .98, 1.01, 1.04))
-        p = _with_forms(view, p, [(t, r) for t in {p.truncation, max(0., p.truncation - .15)} for r in _ROUNDNESSES], (.97, 1., 1.03))
-        p = _best([p, *compared(view, [replace(_moved_body(view, p, o), size=p.size*f) for o in _ORIGINS for f in (.98, 1., 1.02)])])
+        p = _with_forms(view, p, [(t, r) for t in {p.truncation, max(0., p.truncation - .15)}
+                                  for r in _ROUNDNESSES], (.97, 1., 1.03))
+        p = _best([p, *compared(view, [replace(_moved_body(view, p, o), size=p.size*f) for o in _ORIGINS
+                                       for f in (.98, 1., 1.02)])])
         ends = [p, *placed(view, [p], focus_range(view), how=FINE)] if again else [p]
         p = _best([refined(view, q, 3) for q in ends])
     return p
@@ -478,7 +491,8 @@ TEMPERATURE = 30.  # of the forms' χ²: their other numbers are not refined aga
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #efb15f78
 def _neighbours(view, p):  # models of other truncation, roundness and size, with their probabilities; and the best
-    truncations = sorted({*np.linspace(0, 1, 11), *(float(np.clip(p.truncation + d, 0, 1)) for d in (-.12, -.08, -.04, 0, .04, .08, .12))})
+    near = np.clip(p.truncation + np.linspace(-.12, .12, 7), 0, 1)
+    truncations = sorted({*np.linspace(0, 1, 11).tolist(), *near.tolist()})
     wide = p.size/sized(view, p).size
     forms = product(truncations, sorted({*_ROUNDNESSES, p.roundness}), (.98, 1, 1.02))
     models = compared(view, [sized(view, p, wide*f, truncation=float(t), roundness=r) for t, r, f in forms])
@@ -530,7 +544,8 @@ def fit_particle(
     found = _searched(view, tell)
     best, models, weights = _neighbours(view, found[0]); tell(.9)
     best = refined(view, best, 3)
-    ahead = min((_worse(view, q, best) for q in found[1:] if misorientation(q.rotation, best.rotation) > OTHER), default=np.inf)
+    ahead = min((_worse(view, q, best) for q in found[1:] if misorientation(q.rotation, best.rotation) > OTHER),
+                default=np.inf)
     chance = _chance(view); tell(.97)
     deviations, turns = _deviations(view, best)
     tilt = np.degrees(np.sqrt(np.linalg.eigvalsh(turns)))
@@ -538,7 +553,8 @@ def fit_particle(
                   diameter=[feret(model_positions(q, view.element)[:, :2])[0] for q in models])
     ranges = {k: tuple(_range(np.array(v), weights, s) for s in (.68, .95)) for k, v in values.items()}
     tell(1.)
-    return ParticleFit(best, found[1:], chance, ahead, deviations, ranges, (float(tilt[0]), float(tilt[-1])), refused(best, chance, ahead))
+    return ParticleFit(best, found[1:], chance, ahead, deviations, ranges, (float(tilt[0]), float(tilt[-1])),
+                       refused(best, chance, ahead))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #c41d8ec6
 def fit_row(
@@ -549,12 +565,16 @@ def fit_row(
     where no other orientation was left."""
     p, d = fit.model, fit.deviations
     beam = np.sort(np.abs(p.rotation[2]))
-    goodness = dict(accepted=fit.accepted, why=fit.why, misfit=p.misfit, explained=p.explained, correlation=p.correlation,
+    goodness = dict(accepted=fit.accepted, why=fit.why, misfit=p.misfit, explained=p.explained,
+                    correlation=p.correlation,
                     by_chance=max(fit.chance), ahead=fit.ahead if np.isfinite(fit.ahead) else None)
     if not fit.accepted: return goodness
     low, high = fit.ranges['truncation'][1]
-    ends = {f'{k}_{end}': v[1][j]/(NM if k == 'diameter' else 1) for k, v in fit.ranges.items() for j, end in enumerate(('low', 'high'))}
+    unit = lambda k: NM if k == 'diameter' else 1
+    ends = {f'{k}_{end}': v/unit(k) for k, r in fit.ranges.items() for end, v in zip(('low', 'high'), r[1])}
     return goodness | dict(shape=shape_words(low, high, p.roundness), truncation=p.truncation, roundness=p.roundness,
-        diameter_nm=feret(model_positions(p, element)[:, :2])[0]/NM, **ends, beam_h=beam[0], beam_k=beam[1], beam_l=beam[2],
-        tilt_deg_sd=fit.tilt_deg[1], focus_nm=p.defocus/NM, focus_nm_sd=d['defocus']/NM, focal_spread_nm=p.focal_spread/NM, mtf=p.mtf,
+        diameter_nm=feret(model_positions(p, element)[:, :2])[0]/NM, **ends, beam_h=beam[0], beam_k=beam[1],
+        beam_l=beam[2],
+        tilt_deg_sd=fit.tilt_deg[1], focus_nm=p.defocus/NM, focus_nm_sd=d['defocus']/NM,
+        focal_spread_nm=p.focal_spread/NM, mtf=p.mtf,
         atoms=len(model_positions(p, element)))
