@@ -14,6 +14,7 @@ import ase.io
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from ase import Atoms
 from tqdm import tqdm
 from ..core import FITS, NM, UserError, provenance, result_folder, write_json
@@ -34,18 +35,24 @@ def _draw_atoms(ax, p, element, side):  # seen along the beam, or from the side;
     ax.invert_yaxis()
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #75ba5581
+def _in_band(view, image):  # what is compared of it
+    spectrum = torch.fft.fft2(view.window*image)
+    return torch.fft.ifft2(torch.where(view.band, spectrum, 0)).real.numpy()
+
 def plot_fit(
     view:ParticleView, fit:ParticleFit,
 ):  # the axes
-    "Recorded, simulated and their difference on one scale of grey, and the model along the beam and from the side."
-    axs = plt.subplots(1, 5, figsize=(9.5, 2.2), layout='constrained', width_ratios=[1, 1, 1, 1.1, 1.1])[1]
-    simulated, inside = model_image(view, fit.model), view.window.numpy()
-    pictures = [inside*a.numpy() for a in (view.image, simulated, view.image - simulated)]
-    low, high = np.percentile(pictures[0], (.5, 99.5))
-    for ax, a, name in zip(axs, pictures, ('recorded', 'simulated', 'difference')): show_image(a, view.sampling, ax,
-            name, vmin=low, vmax=high)
-    for ax, side in zip(axs[3:], (False, True)): _draw_atoms(ax, fit.model, view.element, side)
-    axs[3].set_title('model' if fit.accepted else 'model, not accepted')
+    """The recorded image; then recorded, simulated and their difference as they are compared, on one scale of grey; the
+    model along the beam and from the side."""
+    axs = plt.subplots(1, 6, figsize=(10.5, 2.1), layout='constrained', width_ratios=[1, 1, 1, 1, 1.1, 1.1])[1]
+    simulated = model_image(view, fit.model)
+    compared = [_in_band(view, a) for a in (view.image, simulated, view.image - simulated)]
+    show_image(view.image.numpy(), view.sampling, axs[0], 'recorded')
+    low, high = np.percentile(compared[0], (.5, 99.5))
+    for ax, a, name in zip(axs[1:], compared, ('compared part', 'simulated', 'difference')):
+        show_image(a, view.sampling, ax, name, vmin=low, vmax=high)
+    for ax, side in zip(axs[4:], (False, True)): _draw_atoms(ax, fit.model, view.element, side)
+    axs[4].set_title('model' if fit.accepted else 'not accepted')
     return axs
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #37e463fb
