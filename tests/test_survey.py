@@ -338,6 +338,7 @@ def alive(pid):
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL], ids=['stopped', 'killed'])
 def test_workers_end_with_their_parent(folder, tmp_path, how):
     code = ('import sys; sys.path.insert(0, sys.argv[1]); from test_survey import *\n'
+            'signal.signal(signal.SIGINT, signal.default_int_handler)\n'  # a shell's background jobs, and what they start, ignore it
             "survey(sys.argv[2], coin(), sys.argv[3], detector=Odd(Path(sys.argv[4])), sampling=.6, workers=2)")
     process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, Path(__file__).parent, folder, tmp_path/'out', tmp_path],
                                stderr=subprocess.PIPE, text=True)
