@@ -9,7 +9,8 @@ __all__ = ['analyse', 'train', 'train_detector', 'heights', 'fit', 'demo', 'simu
 # %% ../nbs/02_cli.ipynb #314bc01b
 import argparse, errno, os, sys, time, warnings
 from pathlib import Path
-from .core import COLUMNS, FITS, NM, PARTICLES, SURVEY, UserError, check_replaceable, project_root, read_json, runs_folder
+from .core import (COLUMNS, FITS, NM, PARTICLES, SURVEY, UserError, check_replaceable, project_root, read_json,
+                            runs_folder)
 
 # %% ../nbs/02_cli.ipynb #75a3526f
 def _check_writable(out):
@@ -179,7 +180,7 @@ def heights(a):
 
 # %% ../nbs/02_cli.ipynb #61f1ab4e
 def fit(a):
-    "The command `fit`: micrograph in, models whose simulated images are compared with the recorded one out; status 130 if stopped."
+    "The command `fit`: micrograph in, models compared with it by their simulated images out; status 130 if stopped."
     out = Path(a.out or _default_out(a).with_name(f'{Path(a.image).stem}_fit'))
     _check_out(out, a.image, FITS, key='image')
     from nanoshape.atoms.fit_report import write_fits
@@ -190,8 +191,9 @@ def fit(a):
     labels = (Drawn(a.labels) if a.labels else default_detector(a.detector))(m)
     table, text, stopped = write_fits(m, labels, out, a.element, a.particle, image=str(Path(a.image).resolve()))
     print(text)
-    for r in table[~table.accepted.astype(bool)].itertuples(): print(f'nanoshape: particle {r.label}: {r.why}', file=sys.stderr)
-    print(f'Results: {out}/report.html (and fits.csv, a picture of each fit, model_N.xyz of those that were accepted)')
+    for r in table[~table.accepted.astype(bool)].itertuples():
+        print(f'nanoshape: particle {r.label}: {r.why}', file=sys.stderr)
+    print(f'Results: {out}/report.html (and fits.csv, a picture of each fit, model_N.xyz of the accepted ones)')
     return 130 if stopped else 0
 
 # %% ../nbs/02_cli.ipynb #68419ac9
@@ -458,11 +460,13 @@ def _heights_command(sub):
 # %% ../nbs/02_cli.ipynb #64db869d
 def _fit_command(sub):
     f = sub.add_parser('fit', help='fit a model in atoms to a particle, and say how well its simulated image agrees',
-                       description='Looks for the orientation, form, size and focus whose simulated image is most like the recorded one, for single '
-                                   'crystals of fcc metals, 1.5 to 15 nm; about a minute for a particle of 6 nm. Ctrl-C keeps what is done.')
+                       description='Looks for the orientation, form, size and focus whose simulated image is most like '
+                                   'the recorded one, for single crystals of fcc metals up to 15 nm; one to two '
+                                   'minutes for a particle. Ctrl-C keeps what is done.')
     f.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC, TIFF, PNG or JPEG')
     f.add_argument('--particle', type=_count, action='append', metavar='N',
-                   help='the number that nanoshape analyse gives it; may be repeated (default: all that are whole and show a lattice)')
+                   help='the number that nanoshape analyse gives it; may be repeated (default: all that are whole and '
+                        'show a lattice)')
     f.add_argument('--element', default='Au', help='an fcc metal, such as Pt (default: Au)')
     f.set_defaults(run=fit); _file_options(f, '(needed for a movie)'); _finding_options(f); _number_option(f)
 
@@ -522,7 +526,8 @@ def _store_commands(sub):
     e.set_defaults(run=export)
 
 # %% ../nbs/02_cli.ipynb #b3283a1d
-_COMMANDS = (_demo_command, _analyse_command, _train_command, _train_detector_command, _heights_command, _fit_command, _app_command,
+_COMMANDS = (_demo_command, _analyse_command, _train_command, _train_detector_command, _heights_command, _fit_command,
+             _app_command,
              _simulate_command, _images_command, _store_commands, _sweep_command)
 
 def parser()->argparse.ArgumentParser:
