@@ -25,7 +25,7 @@ from scipy.spatial.transform import Rotation
 from skimage import measure
 from ..core import NM, UserError
 from ..learn.abstention import shape_words
-from ..micrographs.particles import at_lattice_pixels, measure_lattice
+from ..micrographs.particles import at_lattice_pixels, cropped, measure_lattice
 from ..micrographs.reading import Micrograph, lattice_pixel
 from ..simulate.forms import NORMALS, closed, facet_ratio, rounded
 from ..simulate.grains import CUBIC, misorientation
@@ -95,7 +95,7 @@ def _band(n, sampling):  # spatial frequencies in cycles per pixel (n, n), and w
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #51e7b755
 def _centred(a, y, x, n, mode):  # n × n pixels around (y, x)
-    return np.pad(a, n, mode=mode)[y + n - n//2:, x + n - n//2:][:n, :n]
+    return cropped(np.pad(a, n, mode=mode), n, y, x, n)
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #e17eac4d
 def _check_view(m, own, element):  # Raises `UserError`
@@ -374,13 +374,16 @@ def _derivatives(view, p, wave, image, how):  # names; of the weighted spectrum 
     return [*columns], real(torch.stack([*columns.values()])).T, real(view.recorded - p.brightness*base)
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #ef0d8158
-def _curvature(view, J): return view.freedom/int(view.band.sum())*J.T@J  # of χ²/2
+def _independent(view): return view.freedom/int(view.band.sum())  # numbers, for each that is compared
+
+def _curvature(view, J): return _independent(view)*J.T@J  # of χ²/2
+
+def _prior(names): return np.diag([PRIOR[k]**-2 for k in names])  # its curvature
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #4e4afa2e
 def _stepped(view, p, wave, image, damping, how):
     names, J, r = _derivatives(view, p, wave, image, how)
-    H, share = _curvature(view, J), view.freedom/int(view.band.sum())
-    step = np.linalg.solve(H + damping*np.diag([PRIOR[k]**-2 for k in names]), share*J.T@r)
+    step = np.linalg.solve(_curvature(view, J) + damping*_prior(names), _independent(view)*J.T@r)
     s = {k: float(np.clip(v, -MOST[k], MOST[k])) for k, v in zip(names, step) if k in MOST}
     return replace(_turned(p, [s['rx'], s['ry'], s['rz']]), defocus=p.defocus + s['defocus'],
                    mtf=float(np.clip(p.mtf + s['mtf'], .1, 1)),
@@ -408,7 +411,7 @@ def refined(
     return p
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #ca59d8a3
-_FEW = [(t, r) for t, r in ((0, 0), (.33, 0), (.6, 0), (1, 0), (.5, 1))]
+_FEW = (0, 0), (.33, 0), (.6, 0), (1, 0), (.5, 1)
 _TRUNCATIONS, _ROUNDNESSES = (0, .1, .2, .33, .42, .5, .6, .75, .9, 1), (0, .2, .4, .7, 1)
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #596b8b0a
@@ -483,7 +486,7 @@ def _worse(view, p, best): return view.freedom*(p.misfit/best.misfit - 1)  # χ�
 def _deviations(view, p):  # standard deviations: rad, Å; and the angles' own matrix (3, 3)
     wave = _waves(view, [p], FINE)[0]
     names, J, _ = _derivatives(view, p, wave, _image(view, wave, p, FINE), FINE)
-    covariance = np.linalg.inv(_curvature(view, J) + np.diag([PRIOR[k]**-2 for k in names]))*max(1, p.misfit)
+    covariance = np.linalg.inv(_curvature(view, J) + _prior(names))*max(1, p.misfit)
     return dict(zip(names, np.sqrt(np.diag(covariance)))), covariance[1:4, 1:4]
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #d14ef06d
@@ -563,7 +566,7 @@ def fit_row(
 )->dict:  # plain values; nm and degrees
     """A fit as a row of a table. A fit that was not accepted has its reason, its goodness, and no shape; `ahead` is None
     where no other orientation was left."""
-    p, d = fit.model, fit.deviations
+    p, d, at = fit.model, fit.deviations, model_positions(fit.model, element)
     beam = np.sort(np.abs(p.rotation[2]))
     goodness = dict(accepted=fit.accepted, why=fit.why, misfit=p.misfit, explained=p.explained,
                     correlation=p.correlation,
@@ -573,8 +576,8 @@ def fit_row(
     unit = lambda k: NM if k == 'diameter' else 1
     ends = {f'{k}_{end}': v/unit(k) for k, r in fit.ranges.items() for end, v in zip(('low', 'high'), r[1])}
     return goodness | dict(shape=shape_words(low, high, p.roundness), truncation=p.truncation, roundness=p.roundness,
-        diameter_nm=feret(model_positions(p, element)[:, :2])[0]/NM, **ends, beam_h=beam[0], beam_k=beam[1],
+        diameter_nm=feret(at[:, :2])[0]/NM, **ends, beam_h=beam[0], beam_k=beam[1],
         beam_l=beam[2],
         tilt_deg_sd=fit.tilt_deg[1], focus_nm=p.defocus/NM, focus_nm_sd=d['defocus']/NM,
         focal_spread_nm=p.focal_spread/NM, mtf=p.mtf,
-        atoms=len(model_positions(p, element)))
+        atoms=len(at))

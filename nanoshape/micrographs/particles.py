@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'FINEST', 'COARSER', 'HALO', 'ONE_SIDED', 'MANY', 'NOT_KNOWN', 'CRYSTALLINE', 'measure_particles',
-           'at_lattice_pixels', 'measure_lattice', 'particle_fields', 'noise_share', 'probability_columns',
+           'at_lattice_pixels', 'cropped', 'measure_lattice', 'particle_fields', 'noise_share', 'probability_columns',
            'assumed_element', 'one_sided', 'without_shapes', 'sizes_only', 'classify', 'crystallinity',
            'without_withheld']
 
@@ -75,7 +75,8 @@ def at_lattice_pixels(
     return Micrograph(image, m.field[0]/image.shape[0], m.name), relabelled(labels, image.shape)
 
 # %% ../../nbs/micrographs/03_particles.ipynb #2e6cbf7a
-def _crop(padded, pad, y, x, n):  # n × n pixels around (y, x) of an image that was padded by `pad` on every side
+def cropped(padded:np.ndarray, pad:int, y:int, x:int, n:int)->np.ndarray:
+    "n × n pixels around (y, x) of an image that was padded by `pad` on every side."
     y, x = y + pad - n//2, x + pad - n//2
     return padded[y:y + n, x:x + n]
 
@@ -108,7 +109,7 @@ def measure_lattice(
     lab, image = (np.pad(a, pad, mode='symmetric') for a in (labels, m.image))
     for r in regions:
         y, x = (round(c) for c in r.centroid)
-        own, part = (_crop(a, pad, y, x, _window_width(r)) for a in (lab, image))
+        own, part = (cropped(a, pad, y, x, _window_width(r)) for a in (lab, image))
         spots = find_spots(_faded(part, own == r.label, m.sampling))
         rows.append((r.label, *_lattice_texts(spots, m.sampling, element)))
     columns = ['label', 'spacings_nm', 'planes', 'zone_axis', 'element', 'fringe_snr']
@@ -141,7 +142,7 @@ def _fields(m, labels, table, sampling, gpts):  # → fields, float32, and parti
     background = ~ndimage.binary_dilation(lab > 0, around)
     for r in table.itertuples():
         y, x = (round((c + .5)*m.sampling/sampling) for c in (r.y_px, r.x_px))
-        field, here = (_crop(a, gpts, y, x, gpts) for a in (image, lab))
+        field, here = (cropped(a, gpts, y, x, gpts) for a in (image, lab))
         others = ndimage.binary_dilation((here != 0) & (here != r.label), around) & (here != r.label)
         fields.append(_painted_over(field.copy(), others, image, background, rng(0, 'ground', r.label)))
         outlines.append(here == r.label)
