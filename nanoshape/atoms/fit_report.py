@@ -112,9 +112,8 @@ def summarise_fits(m:Micrograph, table:pd.DataFrame, asked:int)->str:
 # %% ../../nbs/atoms/08_fit_report.ipynb #9e883510
 CAUTION = ('A fit that is accepted says that the image could have been made by this model, and that other orientations '
            'explain it less well. It assumes one crystal, equal facets, a known voltage and spherical aberration, and an '
-           'amorphous film. Limits: correlation twice that by chance, another orientation worse by 50 in χ², 93 % of what '
-           'is beyond noise explained; these are choices of this project. Of eight accepted fits of simulated crystals one was '
-           '9° off.')
+           'amorphous film. Limits: correlation clearly above that by chance, another orientation worse by 50 in χ², 95 % of '
+           'what is beyond noise explained; these are choices of this project.')
 LEGEND = ('Also in fits.csv. misfit: mean square of the difference over that of the noise; explained: share of what is '
           'recorded beyond noise; by_chance: highest correlation of eight wrong orientations; ahead: by how much χ² is '
           'worse at the next orientation; truncation: 0 octahedron, ½ cuboctahedron, 1 cube; roundness: 1 a sphere; low, '

@@ -149,14 +149,14 @@ def kernel_weights(
 
 # %% ../../nbs/simulate/05_potential.ipynb #e9cd97e1
 @njit(cache=True, nogil=True, fastmath=True)
-def _spread(grid, xy, table, width):  # adds atoms at xy (atom, 2), in pixels, to a grid (y, x)
+def _spread(grid, atoms, table, width):  # adds atoms (atom, 3), x, y in pixels and occupancy, to a grid (y, x)
     ny, nx = grid.shape
     wx, wy = np.empty(width, table.dtype), np.empty(width, table.dtype)
-    for a in range(len(xy)):
-        ix, iy = kernel_weights(xy[a, 0], width, table, wx), kernel_weights(xy[a, 1], width, table, wy)
+    for a in range(len(atoms)):
+        ix, iy = kernel_weights(atoms[a, 0], width, table, wx), kernel_weights(atoms[a, 1], width, table, wy)
         for j in range(width):
-            row = (iy + j) % ny
-            for i in range(width): grid[row, (ix + i) % nx] += wy[j]*wx[i]
+            row, w = (iy + j) % ny, wy[j]*atoms[a, 2]
+            for i in range(width): grid[row, (ix + i) % nx] += w*wx[i]
 
 # %% ../../nbs/simulate/05_potential.ipynb #dc8a63a8
 def _kernel_torch(kernel, d):  # a `Kernel` at distances d in pixels, differentiable
@@ -164,14 +164,14 @@ def _kernel_torch(kernel, d):  # a `Kernel` at distances d in pixels, differenti
     return torch.where(u > 0, torch.special.i0(kernel.beta*u.clamp(min=1e-12).sqrt()), 0.)/float(bessel(kernel.beta))
 
 # %% ../../nbs/simulate/05_potential.ipynb #5c25dd6f
-def _spread_torch(shape, xy, owner, kernel):
+def _spread_torch(shape, xy, owner, kernel, occupancy):
     # `_spread` on any device; xy (atom, 2) in pixels may need gradients, owner (atom,) is the atom's structure
     first = torch.floor(xy.detach()).long() - kernel.width//2 + 1
     at = first[:, None] + torch.arange(kernel.width, device=xy.device)[None, :, None]  # pixels (atom, width, 2)
     w = _kernel_torch(kernel, xy[:, None] - at)
     _, ny, nx = shape
     flat = (owner[:, None, None]*ny + at[:, :, None, 1] % ny)*nx + at[:, None, :, 0] % nx
-    values = w[:, :, None, 1]*w[:, None, :, 0]
+    values = occupancy[:, None, None]*w[:, :, None, 1]*w[:, None, :, 0]
     grid = torch.zeros(math.prod(shape), dtype=xy.dtype, device=xy.device)
     return grid.index_add(0, flat.flatten(), values.flatten()).view(shape)
 
@@ -260,16 +260,17 @@ def atoms_by_slice(
     dz:float,  # Å, slice thickness
     pixels_per_A:float|np.ndarray,  # or in x and in y
 )->dict[int,tuple[np.ndarray,np.ndarray,np.ndarray]]:  # by atomic number: positions, bounds, index
-    """Atoms by element, sorted by slice and structure. Positions (atom, 2) are x, y in pixels.
-    Those from `bounds[k*n + b]` to `bounds[k*n + b + 1]` lie in slice k of structure b.
+    """Atoms by element, sorted by slice and structure. Positions (atom, 3) are x, y in pixels and the occupancy, 1 where
+    a structure has no array of that name. Those from `bounds[k*n + b]` to `bounds[k*n + b + 1]` lie in slice k of structure b.
     `index` is each atom's place among all atoms of the batch."""
     xyz, numbers = np.concatenate([a.positions for a in batch]), np.concatenate([a.numbers for a in batch])
+    occupancy = np.concatenate([a.arrays.get('occupancy', np.ones(len(a))) for a in batch])
     (slot, slots), out = _slots(batch, xyz[:, 2], dz), {}
     for element in _elements(batch):
         index = np.flatnonzero(numbers == element)
         index = index[np.argsort(slot[index], kind='stable')]
         bounds = np.concatenate([[0], np.bincount(slot[index], minlength=slots).cumsum()])
-        out[element] = xyz[index, :2]*pixels_per_A, bounds, index
+        out[element] = np.column_stack([xyz[index, :2]*pixels_per_A, occupancy[index]]), bounds, index
     return out
 
 # %% ../../nbs/simulate/05_potential.ipynb #81ec565e
@@ -287,9 +288,10 @@ def _spread_slice(grid, atoms, bounds, table, xy):
         spread = torch.zeros(shape, dtype=grid.dtype)
         for b in range(n): _spread(spread[b].numpy(), points[bounds[b]:bounds[b + 1]], table, grid.kernel.width)
         return spread
-    p = torch.from_numpy(points[some]).to(grid.device, grid.dtype) if xy is None else xy[index[some]]
+    given = torch.from_numpy(points[some]).to(grid.device, grid.dtype)
+    p = given[:, :2] if xy is None else xy[index[some]]
     owner = torch.from_numpy(np.repeat(np.arange(n), np.diff(bounds))).to(grid.device)
-    return _spread_torch(shape, p, owner, grid.kernel)
+    return _spread_torch(shape, p, owner, grid.kernel, given[:, 2])
 
 # %% ../../nbs/simulate/05_potential.ipynb #ad374e44
 def slice_phase(
