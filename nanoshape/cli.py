@@ -74,7 +74,8 @@ def analyse(a):
     _element(a)
     if a.calibrate: a.pixel_size = _calibrated(a)
     if a.movie and not Path(a.image).is_dir(): raise UserError('--movie is for a folder whose files are the frames of one movie')
-    if many and a.labels: raise UserError('--labels is for one micrograph, not for a folder or a movie')
+    for option in ('labels', 'fit'):
+        if many and getattr(a, option): raise UserError(f'--{option} is for one micrograph, not for a folder or a movie')
     if many: return _analyse_folder(a, out)
     return _analyse_one(a, out)
 
@@ -88,15 +89,23 @@ def _element(a):  # whose planes are looked for; None: not said
         lattice_constant(named)  # that it is an fcc metal
     return named
 
+# %% ../nbs/02_cli.ipynb #dfd3459c
+def _fits(a, element):  # what `write_report` is to add
+    if not a.fit: return None
+    from nanoshape.atoms.fit_report import add_fits
+    return lambda m, labels, table: add_fits(m, labels, table, element or 'Au')
+
 # %% ../nbs/02_cli.ipynb #dc672ae9
 def _analyse_one(a, out):
     from nanoshape.learn.defaults import default_shape_network
     from nanoshape.micrographs.report import label_file, summarise, write_report
     m = _read(a, scanned=True)
-    source = str(Path(a.image).resolve())
-    table = write_report(m, default_shape_network(a.model), out, **_helpers(a), element=_element(a), image=source)
+    source, element = str(Path(a.image).resolve()), _element(a)
+    table = write_report(m, default_shape_network(a.model), out, **_helpers(a), element=element, more=_fits(a, element), image=source)
     print(summarise(m, table))
+    if a.fit: print(f'Fitted: {(table.shape_by == "fitted").sum()} of {(table.fit_explained.notna() | (table.fit_why != "")).sum()}.')
     print(f'Results: {out}/report.html (and particles.csv, {label_file(m.name)}, overlay.png)')
+    return 130 if table.attrs.get('stopped') else 0
 
 # %% ../nbs/02_cli.ipynb #8f495a94
 def _calibrated(a):  # nm per pixel
@@ -392,6 +401,8 @@ def _analyse_command(sub):
                         'else that of the network, gold; the report says so)')
     s.add_argument('--model', metavar='FILE', help="a model file, …safetensors (default: data/models/, else the "
                                                    "demo's)")
+    s.add_argument('--fit', action='store_true',
+                   help='fit models in atoms to the particles that show a lattice, a minute or two for each')
     s.add_argument('--workers', type=_count, metavar='N', help='of a folder: files at a time (default: one for each core)')
     s.add_argument('--recursive', action='store_true', help='of a folder: its subfolders are searched, too')
     s.add_argument('--movie', action='store_true',

@@ -269,3 +269,27 @@ def test_compared_is_for_each_model_alone(seen):
     view, true = seen[2:]
     several = compared(view, [replace(true, d100=f*true.d100) for f in (.8, 1., 1.2)]*4)
     assert len(several) == 12 and several[1].misfit == pytest.approx(compared(view, [true])[0].misfit, rel=1e-3)
+
+
+def test_an_analysis_with_fits_says_what_is_fitted_and_what_predicted(seen, tmp_path, monkeypatch, capsys):
+    mic, labels, view, true = seen
+    tifffile.imwrite(tmp_path/'p.tif', mic.image); tifffile.imwrite(tmp_path/'l.tif', labels.astype(np.uint8))
+    monkeypatch.setattr(fit_report, 'fit_particle', lambda v, tell: known_fit(true))
+    common = ['analyse', str(tmp_path/'p.tif'), '--pixel-size', str(mic.sampling/NM), '--labels', str(tmp_path/'l.tif'), '--out', str(tmp_path/'out'),
+              '--crystallinity', 'none', '--fit']
+    assert main(common) == 0 and 'Fitted: 1 of 1.' in capsys.readouterr().out
+    t = pd.read_csv(tmp_path/'out/particles.csv', keep_default_na=False)
+    assert t['shape'].tolist() == ['cuboctahedron'] and t.shape_by.tolist() == ['fitted'] and t.reason.tolist() == ['']
+    page = (tmp_path/'out/report.html').read_text()
+    assert len(ase.io.read(tmp_path/'out/model_1.xyz')) == page.split('data-atoms="')[1].split('"')[0].count('],[') + 1
+    assert 'src="http' not in page and 'getContext' in page  # turned by the page's own script
+    monkeypatch.setattr(fit_report, 'fit_particle', lambda v, tell: known_fit(true, 'another orientation fits nearly as well'))
+    assert main(common) == 0 and not (tmp_path/'out/model_1.xyz').exists()
+    t = pd.read_csv(tmp_path/'out/particles.csv', keep_default_na=False)
+    assert t.shape_by.tolist() in ([''], ['predicted']) and t.fit_why[0].startswith('another')
+    def stopped(v, tell): raise KeyboardInterrupt
+    monkeypatch.setattr(fit_report, 'fit_particle', stopped)
+    assert main(common) == 130 and (tmp_path/'out/particles.csv').is_file()
+    (tmp_path/'folder').mkdir(); (tmp_path/'folder/p.tif').write_bytes((tmp_path/'p.tif').read_bytes())
+    assert main(['analyse', str(tmp_path/'folder'), '--fit', '--out', str(tmp_path/'other')]) == 2
+    assert '--fit is for one micrograph' in capsys.readouterr().err
