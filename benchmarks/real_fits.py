@@ -56,8 +56,8 @@ def main():
     a = p.parse_args()
     warnings.simplefilter('ignore')
     use_style()
-    data = a.data or shared_data('real')
-    if not data: raise SystemExit('the real micrographs are not there: give their folder with --data')
+    data = a.data or (shared_data() or Path())/'real'
+    if not data.is_dir(): raise SystemExit('the real micrographs are not there: give their folder with --data')
     if a.pictures: a.pictures.mkdir(parents=True, exist_ok=True)
     detector = default_detector()
     t = pd.DataFrame([row for image in IMAGES for row in fitted(*image, detector, data, a.pictures)])

@@ -104,8 +104,9 @@ def test_derivatives_are_those_of_the_model(seen):
     true = replace(true, edge=.8, radius=.9*true.radius)  # the sphere cuts
     spectrum = lambda p: particle_fit._weighted(view, p.brightness*particle_fit._shifted(
         particle_fit._image(view, particle_fit._waves(view, [p], FINE)[0], p, FINE), p.shift))
-    J, names = particle_fit._derivatives(view, true, FINE), [*particle_fit.NUMBERS]
-    by = dict(defocus=2, mtf=-.01, x=.05, y=.05, rz=.001, rx=.001, d111=-.1, d100=-.1, radius=-.1, bx=.1, bz=-.1, brightness=.02)
+    J, names = particle_fit._derivatives(view, true, FINE, particle_fit.FREER), [*particle_fit.FREER]
+    by = dict(facet3=-.1, facet9=-.1, astigmatism_x=2, astigmatism_y=2, defocus=2, mtf=-.01, x=.05, y=.05,
+              rz=.001, rx=.001, d111=-.1, d100=-.1, radius=-.1, bx=.1, bz=-.1, brightness=.02)
     for k, d in by.items():
         q = replace(true, brightness=true.brightness + d) if k == 'brightness' else particle_fit._moved(true, **{k: d})
         change = torch.view_as_real(spectrum(q) - spectrum(true)).flatten().double().numpy()

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TILES', 'RIM', 'AROUND', 'BAND', 'LARGEST', 'COARSE', 'ROUGH', 'FINE', 'WAVES', 'CONE', 'VIBRATION', 'BRIGHTNESS',
-           'SPACING', 'ANGLES', 'RINGS', 'FORMS', 'PROJECTED', 'ATOMIC', 'OPTICAL', 'PLACE', 'NUMBERS', 'LIMITS',
-           'CANDIDATES', 'FOCI', 'THINNED', 'SOFT', 'FIRM', 'LAST', 'APART', 'OTHER', 'ENOUGH', 'LACKING',
-           'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'film_spectrum', 'ParticleView',
-           'view_particle', 'facet_reaches', 'ParticleModel', 'shaped', 'model_positions', 'model_image',
-           'exit_defocus', 'compared', 'placed', 'beam_directions', 'sized', 'likely_orientations', 'refined',
-           'focus_range', 'ParticleFit', 'refused', 'fit_particle', 'fit_row']
+           'SPACING', 'ANGLES', 'RINGS', 'FORMS', 'PROJECTED', 'ATOMIC', 'OPTICAL', 'PLACE', 'NUMBERS', 'FACETS',
+           'FREER', 'LIMITS', 'CANDIDATES', 'FOCI', 'THINNED', 'SOFT', 'FIRM', 'LAST', 'APART', 'OTHER', 'ENOUGH',
+           'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'film_spectrum',
+           'ParticleView', 'view_particle', 'facet_reaches', 'ParticleModel', 'shaped', 'model_positions',
+           'model_image', 'exit_defocus', 'compared', 'placed', 'beam_directions', 'sized', 'likely_orientations',
+           'refined', 'focus_range', 'ParticleFit', 'refused', 'fit_particle', 'fit_row']
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #cbe511d1
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from ..core import NM, UserError
 from ..learn.abstention import shape_words
 from ..micrographs.particles import at_lattice_pixels, cropped, measure_lattice
 from ..micrographs.reading import Micrograph, lattice_pixel
-from ..simulate.forms import facet_ratio, truncation_of
+from ..simulate.forms import NORMALS, closed, facet_ratio, mean_truncation, truncation_of
 from ..simulate.grains import CUBIC, misorientation
 from ..simulate.microscope import Microscope, images
 from ..simulate.multislice import debye_waller_factors, exit_waves
@@ -156,19 +156,27 @@ class ParticleModel:
     d100: float  # Å, of the {100} facets
     radius: float  # Å, of the sphere
     body: tuple[float,float,float] = (0., 0., 0.)  # Å, the body's centre from the atom at 0, along the cubic axes
+    facets: tuple[float,...] = ()  # Å, by which each of 26 facets lies farther out, {100}, {111} and {110}; none: not at all
     edge: float = 0.  # Å over which the surface is soft; 0: sites are full or empty
     defocus: float = 0.  # Å, > 0 is underfocus, from the plane of the atom at 0
     focal_spread: float = 40.  # Å, 1/e half-width
     mtf: float = .5  # of the camera at Nyquist
+    astigmatism: tuple[float,float] = (0., 0.)  # Å, along x and along 45°
     shift: tuple[float,float] = (0., 0.)  # y and x, pixels, of the atom at 0 from the view's middle
     brightness: float = 1.  # contrast of the recorded image over that of the simulated one
     misfit: float = np.inf  # mean square of the difference over that of the noise
     explained: float = 0.  # share of what is recorded beyond noise; nan where that is nothing
     correlation: float = 0.  # of the weighted spectra, at the lattice's frequencies
     @property
+    def distances(self)->np.ndarray:  # Å, of the facets; those of {110} touch the edges where they are not moved
+        edges = min(2**.5*self.d100, 1.5**.5*self.d111)
+        return np.repeat([self.d100, self.d111, edges], (6, 8, 12)) + (self.facets or 0.)
+    @property
     def reaches(self)->tuple[float,float]: return facet_reaches(self.d111, self.d100)
     @property
-    def truncation(self)->float: return truncation_of(self.d100/self.d111)  # 0 octahedron, ½ cuboctahedron, 1 cube
+    def truncation(self)->float:  # 0 octahedron, ½ cuboctahedron, 1 cube
+        if not self.facets: return truncation_of(self.d100/self.d111)
+        return mean_truncation(closed(NORMALS, self.distances))
     @property
     def roundness(self)->float:  # 0 sharp corners, 1 a sphere
         corner, nearest = self.reaches
@@ -187,13 +195,15 @@ def shaped(
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #9a646a69
 def _depths(p, sites):  # Å below the surface (n,), < 0 outside; sites (n, 3) along the cubic axes
-    x = np.abs(sites - np.array(p.body))
-    facets = np.minimum(p.d111 - x.sum(1)/3**.5, p.d100 - x.max(1))
-    return np.minimum(facets, p.radius - np.linalg.norm(x, axis=1))
+    x = sites - np.array(p.body)
+    inside = p.radius - np.linalg.norm(x, axis=1)
+    if p.facets: return np.minimum(inside, (p.distances - x@NORMALS.T).min(1))
+    x = np.abs(x)
+    return np.minimum(inside, np.minimum(p.d111 - x.sum(1)/3**.5, p.d100 - x.max(1)))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #f6f76b44
 def _sites(p, element):  # of the lattice (n, 3), Å, around the body, and how full they are
-    reach = min(p.radius, 3**.5*p.d111) + max(map(abs, p.body)) + 4*p.edge
+    reach = min(p.radius, 3**.5*(p.d111 + max(p.facets, default=0))) + max(map(abs, p.body)) + 4*p.edge
     sites = fcc_points(lattice_constant(element), reach, np.zeros(3))
     depth = _depths(p, sites) + 1e-9
     full = 1/(1 + np.exp(-np.clip(depth/p.edge, -9, 9))) if p.edge else (depth > 0).astype(float)
@@ -232,7 +242,8 @@ def _waves(view, models, how):  # exit waves (k, y, x)
 def _images(view, wave, foci, p, how):  # of one wave at several foci (k, n, n), the background 0
     value = lambda v: torch.full((len(foci),), float(v))
     at_exit = torch.tensor(foci, dtype=torch.float32) + view.half
-    m = Microscope(view.energy, Cs=view.Cs, defocus=at_exit,
+    x, y = p.astigmatism
+    m = Microscope(view.energy, Cs=view.Cs, defocus=at_exit, C12=value(np.hypot(x, y)), phi12=value(np.arctan2(y, x)/2),
                    focal_spread=value(p.focal_spread), mtf=value(p.mtf),
                    angular_spread=CONE, vibration=VIBRATION, pixel_integration=True, foci=how[2])
     return images(wave.expand(len(foci), *wave.shape[-2:]), m, view.sampling, gpts=view.n) - 1
@@ -418,6 +429,8 @@ ATOMIC = dict(  # numbers that move atoms: width of the prior of a step, largest
 OPTICAL = dict(defocus=(60., 40., 5.), mtf=(.3, .2, -.03), focal_spread=(20., 15., 4.))  # the others; Å
 PLACE = dict(y=(2., 1.5, .1), x=(2., 1.5, .1), brightness=(.3, .3, .01))  # pixels
 NUMBERS = ATOMIC | OPTICAL | PLACE
+FACETS = {f'facet{k}': (1.5, 1., .2) for k in range(26)}  # of a freer model, Å
+FREER = ATOMIC | FACETS | OPTICAL | dict(astigmatism_x=(20., 15., 3.), astigmatism_y=(20., 15., 3.)) | PLACE
 LIMITS = dict(mtf=(.1, 1.), focal_spread=(15., 100.))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #2ab8bf6c
@@ -425,24 +438,31 @@ def _turned(p, v):  # by a rotation vector
     angle = np.linalg.norm(v)
     return replace(p, rotation=axis_angle(v, angle)@p.rotation) if angle else p
 
-def _moved(p, **by):  # changed by these amounts of `NUMBERS`
+def _moved(p, **by):  # changed by these amounts of `FREER`
     of = lambda *keys: np.array([by.pop(k, 0.) for k in keys])
-    p = _turned(p, of('rx', 'ry', 'rz'))
-    p = replace(p, body=tuple(np.add(p.body, of('bx', 'by', 'bz'))), shift=tuple(np.add(p.shift, of('y', 'x'))))
+    p, facets = _turned(p, of('rx', 'ry', 'rz')), of(*FACETS)
+    if facets.any():
+        facets += p.facets or 0.
+        mean = dict(d100=facets[:6].mean(), d111=facets[6:14].mean())  # goes into the family's distance
+        by = by | {k: by.get(k, 0.) + v for k, v in mean.items()}
+        p = replace(p, facets=tuple((facets - np.repeat([*mean.values(), 0.], (6, 8, 12))).tolist()))
+    p = replace(p, body=tuple(np.add(p.body, of('bx', 'by', 'bz'))), shift=tuple(np.add(p.shift, of('y', 'x'))),
+                astigmatism=tuple(np.add(p.astigmatism, of('astigmatism_x', 'astigmatism_y'))))
     p = replace(p, **{k: float(np.clip(getattr(p, k) + v, *LIMITS.get(k, (-np.inf, np.inf)))) for k, v in by.items()})
     return replace(p, d100=float(np.clip(p.d100, p.d111/3**.5, p.d111*3**.5)))  # beyond these only one family cuts
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #88e11272
-def _derivatives(view, p, how=ROUGH):  # of the weighted spectrum (2m, numbers), in the order of NUMBERS
+def _derivatives(view, p, how=ROUGH, numbers=NUMBERS):  # of the weighted spectrum (2m, numbers)
     wave = _waves(view, [p], how)[0]
     image = _image(view, wave, p, how)
     base = _weighted(view, _shifted(image, p.shift))
-    by = lambda k, i, shift: p.brightness*(_weighted(view, _shifted(i, shift)) - base)/NUMBERS[k][2]
-    waves = _waves(view, [_moved(p, **{k: ATOMIC[k][2]}) for k in ATOMIC], how)
-    columns = {k: by(k, _image(view, w, p, how), p.shift) for k, w in zip(ATOMIC, waves)}
-    columns |= {k: by(k, _image(view, wave, _moved(p, **{k: v[2]}), how), p.shift) for k, v in OPTICAL.items()}
-    columns |= {k: by(k, image, _moved(p, **{k: PLACE[k][2]}).shift) for k in 'yx'} | dict(brightness=base)
-    return _real(torch.stack([columns[k] for k in NUMBERS])).T
+    by = lambda k, i, shift: p.brightness*(_weighted(view, _shifted(i, shift)) - base)/numbers[k][2]
+    moved = {k: _moved(p, **{k: v[2]}) for k, v in numbers.items() if k != 'brightness'}
+    atomic = [k for k in numbers if k in ATOMIC or k in FACETS]
+    columns = {k: by(k, _image(view, w, p, how), p.shift) for k, w in zip(atomic, _waves(view, [moved[k] for k in atomic], how))}
+    columns |= {k: by(k, image, moved[k].shift) for k in 'yx'} | dict(brightness=base)
+    columns |= {k: by(k, _image(view, wave, moved[k], how), p.shift) for k in numbers if k not in columns}
+    return _real(torch.stack([columns[k] for k in numbers])).T
 
 def _real(a): return torch.view_as_real(a).flatten(-2).double().numpy()  # complex numbers as pairs of real ones
 
@@ -451,27 +471,28 @@ def _independent(view): return view.freedom/int(view.band.sum())  # numbers, for
 
 def _curvature(view, J): return _independent(view)*J.T@J  # of χ²/2
 
-def _prior(): return np.diag([v[0]**-2 for v in NUMBERS.values()])  # its curvature
+def _prior(numbers): return np.diag([v[0]**-2 for v in numbers.values()])  # its curvature
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #4e4afa2e
-def _stepped(view, p, J, image, damping):
+def _stepped(view, p, J, image, damping, numbers):
     r = _real(view.recorded - p.brightness*_weighted(view, _shifted(image, p.shift)))
-    step = np.linalg.solve(_curvature(view, J) + damping*max(1., p.misfit)*_prior(), _independent(view)*J.T@r)
-    return _moved(p, **{k: float(np.clip(s, -v[1], v[1])) for (k, v), s in zip(NUMBERS.items(), step) if k != 'brightness'})
+    step = np.linalg.solve(_curvature(view, J) + damping*max(1., p.misfit)*_prior(numbers), _independent(view)*J.T@r)
+    return _moved(p, **{k: float(np.clip(s, -v[1], v[1])) for (k, v), s in zip(numbers.items(), step) if k != 'brightness'})
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #8c4624fb
 def refined(
     view:ParticleView, p:ParticleModel,
     rounds:int=8, how:tuple=FINE,
     least:float=2e-3,  # by which a step has to make the misfit smaller, of it, so that another follows
+    numbers:dict=NUMBERS,  # that are refined
 )->ParticleModel:
     "The model turned, moved, grown and refocused so that its image is most like the recorded one."
     simulated = lambda q: _image(view, _waves(view, [q], how)[0], q, how)
     image, damping, J = simulated(p), 1., None
     p = _compared(view, p, image)
     for _ in range(rounds):
-        if J is None: J = _derivatives(view, p, COARSE if how == COARSE else ROUGH)
-        q = _stepped(view, p, J, image, damping)
+        if J is None: J = _derivatives(view, p, COARSE if how == COARSE else ROUGH, numbers)
+        q = _stepped(view, p, J, image, damping, numbers)
         new = simulated(q)
         q = _compared(view, q, new)
         if q.misfit >= p.misfit: damping *= 8
@@ -536,6 +557,17 @@ def _searched(view, tell):  # the best models, the best first; `tell` is called 
     tell(.85)
     return _apart([refined(view, p, 6) for p in found], len(found))
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #4b8249ca
+def _freed(view, found):  # the same models with facets that differ, and astigmatism; the best first
+    found = [refined(view, replace(p, edge=SOFT), 8, ROUGH, numbers=FREER) for p in found]
+    return sorted(found, key=lambda p: p.misfit)
+
+def _sharpened(view, p):  # refined further while its surface gets harder
+    free = [(FIRM, ROUGH, 12), (.3, FINE, 6), (.15, FINE, 3)], FREER
+    for edge, how, rounds in (free[0] if p.facets else [(e, FINE, 4) for e in LAST]):
+        p = refined(view, replace(p, edge=edge), rounds, how, numbers=free[1] if p.facets else NUMBERS)
+    return p
+
 # %% ../../nbs/atoms/07_particle_fit.ipynb #e779420b
 def _chance(view, n=8):  # correlations of random orientations, refined
     turns = Rotation.random(n, rng=0).as_matrix()
@@ -550,7 +582,7 @@ LACKING = dict(rx=np.radians(.1), ry=np.radians(.1), rz=np.radians(.1), defocus=
 
 def _deviations(view, p):  # standard deviations: rad, Å; and the angles' own matrix (3, 3)
     J = _derivatives(view, replace(p, edge=FIRM))
-    covariance = np.linalg.inv(_curvature(view, J) + _prior())*max(1, p.misfit)
+    covariance = np.linalg.inv(_curvature(view, J) + _prior(NUMBERS))*max(1, p.misfit)
     covariance += np.diag([LACKING.get(k, 0.)**2 for k in NUMBERS])
     return dict(zip(NUMBERS, np.sqrt(np.diag(covariance)))), covariance[:3, :3]
 
@@ -562,8 +594,8 @@ def _swapped(p, by):  # what cuts the corners, {100} facets or the sphere, gives
     return replace(p, d100=max(p.radius - by, p.d111/3**.5), radius=p.reaches[0])
 
 def _jumped(p, rng):  # some of the body's numbers changed
-    if rng.uniform() < .15: return _swapped(p, 2*rng.uniform())
-    of = 'd111', 'd100', 'radius', 'bx', 'by', 'bz'
+    if rng.uniform() < .15 and not p.facets: return _swapped(p, 2*rng.uniform())
+    of = [*FACETS] if p.facets and rng.uniform() < .6 else ['d111', 'd100', 'radius', 'bx', 'by', 'bz']
     return _moved(p, **{k: JUMP*rng.normal() for k in rng.choice(of, 2, replace=False)})
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #efb15f78
@@ -582,8 +614,9 @@ def _sampled(view, p, n=DRAWS):  # models with sites full or empty, as likely as
 def _ranges(view, chain):  # 68 and 95 % ranges: name → ((low, high), (low, high))
     values = dict(truncation=[q.truncation for q in chain], roundness=[q.roundness for q in chain],
                   diameter=[feret(model_positions(q, view.element)[:, :2])[0] for q in chain])
-    ends = lambda v, share: tuple(map(float, np.quantile(v, ((1 - share)/2, (1 + share)/2))))
-    return {k: (ends(v, .68), ends(v, .95)) for k, v in values.items()}
+    least = dict(truncation=.01, roundness=.02, diameter=.15)  # half the width of any range: what is compared is discrete
+    ends = lambda k, share: tuple((np.quantile(values[k], ((1 - share)/2, (1 + share)/2)) + [-least[k], least[k]]).tolist())
+    return {k: (ends(k, .68), ends(k, .95)) for k in values}
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #b0507eb0
 @dataclass(frozen=True)
@@ -621,11 +654,10 @@ def fit_particle(
     "The model whose image is most like the recorded one. Raises `UserError` where no lattice shows."
     if not view.lattice: raise UserError('no lattice shows in the particle, so there is nothing that tells its orientation')
     found = _searched(view, tell)
+    if found[0].explained < EXPLAINED: found = _freed(view, found)
     ahead = min((_worse(view, q, found[0]) for q in found[1:] if misorientation(q.rotation, found[0].rotation) > OTHER),
                 default=np.inf)
-    sharp = found[0]
-    for edge in LAST: sharp = refined(view, replace(sharp, edge=edge), 4)
-    chain, best = _sampled(view, sharp); tell(.93)
+    chain, best = _sampled(view, _sharpened(view, found[0])); tell(.93)
     best, = compared(view, [best])
     chance = _chance(view); tell(.98)
     deviations, turns = _deviations(view, best)

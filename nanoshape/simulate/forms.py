@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'TEST_FORMS', 'CRYSTALS', 'MARGIN', 'CLOSE', 'BLOCK', 'PACKED', 'NEAREST', 'LIMITS', 'SMALLEST',
-           'facet_ratio', 'truncation_of', 'closed', 'Outline', 'rounded', 'facetted', 'decahedral', 'icosahedral',
-           'lumpy', 'dendritic', 'Sites', 'twin_sites', 'grain_sites', 'icosahedral_sites', 'amorphous_sites',
-           'on_surface', 'with_defects', 'random_strain', 'crystal_sites', 'Look', 'form_particle']
+           'facet_ratio', 'truncation_of', 'closed', 'Outline', 'rounded', 'mean_truncation', 'facetted', 'decahedral',
+           'icosahedral', 'lumpy', 'dendritic', 'Sites', 'twin_sites', 'grain_sites', 'icosahedral_sites',
+           'amorphous_sites', 'on_surface', 'with_defects', 'random_strain', 'crystal_sites', 'Look', 'form_particle']
 
 # %% ../../nbs/simulate/09_forms.ipynb #881dba46
 from collections.abc import Callable
@@ -89,7 +89,8 @@ def rounded(
 # %% ../../nbs/simulate/09_forms.ipynb #4607472f
 _FAMILIES = np.split(NORMALS, (6, 14))  # {100}, {111} and {110}
 
-def _mean_truncation(body):
+def mean_truncation(body:Polyhedron)->float:
+    "Of a body whose facets of one family differ."
     reach = [(body.corners@family.T).max(0).mean() for family in _FAMILIES[:2]]
     return truncation_of(reach[0]/reach[1])
 
@@ -104,7 +105,7 @@ def facetted(
     q = facet_ratio(truncation)
     d = np.repeat([q, 1., (1 - edges)*min(2**.5*q, 1.5**.5)], (6, 8, 12))
     body = closed(NORMALS, d*(1 + irregularity*generator.uniform(-1, 1, 26)))
-    return rounded(body, roundness, _mean_truncation(body))
+    return rounded(body, roundness, mean_truncation(body))
 
 # %% ../../nbs/simulate/09_forms.ipynb #90fe04f8
 _WALLS = np.array([(np.sin(np.pi/5), s*np.cos(np.pi/5), 0) for s in (1, -1)])  # inward normals of a wedge's twin planes
