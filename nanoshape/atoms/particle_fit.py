@@ -577,6 +577,17 @@ def _chance(view, n=8):  # correlations of random orientations, refined
 # %% ../../nbs/atoms/07_particle_fit.ipynb #2efee787
 def _worse(view, p, best): return view.freedom*(p.misfit/best.misfit - 1)  # χ² more than the best model's, scaled
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #10baa65e
+_PLANES = np.array([*product((-1, 1), repeat=3), *np.eye(3)*2, *-np.eye(3)*2])  # {111} and {200}
+_TURNS = np.radians([-24, -12, 12, 24])
+
+def _turned_models(view, p):  # turned about the normals of the two planes that are nearest to the beam's direction
+    normals = _PLANES@p.rotation.T/np.linalg.norm(_PLANES, axis=1)[:, None]
+    flat = normals[np.argsort(np.abs(normals[:, 2]))]
+    other = next(v for v in flat if abs(v@flat[0]) < .95)
+    turned = [replace(_turned(p, a*v), edge=SOFT) for v in (flat[0], other) for a in _TURNS]
+    return [refined(view, q, 3, ROUGH, 0., FREER if p.facets else NUMBERS) for q in turned]
+
 # %% ../../nbs/atoms/07_particle_fit.ipynb #8ff37c31
 LACKING = dict(rx=np.radians(.1), ry=np.radians(.1), rz=np.radians(.1), defocus=2.)  # rad, Å: what the model lacks, measured
 
@@ -655,7 +666,8 @@ def fit_particle(
     if not view.lattice: raise UserError('no lattice shows in the particle, so there is nothing that tells its orientation')
     found = _searched(view, tell)
     if found[0].explained < EXPLAINED: found = _freed(view, found)
-    ahead = min((_worse(view, q, found[0]) for q in found[1:] if misorientation(q.rotation, found[0].rotation) > OTHER),
+    others = found[1:] + _turned_models(view, found[0])
+    ahead = min((_worse(view, q, found[0]) for q in others if misorientation(q.rotation, found[0].rotation) > OTHER),
                 default=np.inf)
     chain, best = _sampled(view, _sharpened(view, found[0])); tell(.93)
     best, = compared(view, [best])
