@@ -627,3 +627,35 @@ def test_a_reader_may_take_no_more_memory_than_that(tmp_path):
             'try: np.ones(r.MEMORY + 2**28, np.uint8)\n'
             'except MemoryError: print("refused")')
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == 'refused\n'
+
+
+def _berkeley(path, data):
+    """An EMD file of the old kind; `data` puts the numbers into the group."""
+    h5py = pytest.importorskip('h5py')
+    with h5py.File(path, 'w') as f:
+        f.attrs.update(version_major=0, version_minor=2)
+        g = f.create_group('data/a'); g.attrs['emd_group_type'] = 1
+        data(g, h5py)
+        for k in (1, 2):
+            d = g.create_dataset(f'dim{k}', data=np.arange(64.)*.05); d.attrs.update(name='x', units='[n_m]')
+    return path
+
+
+def test_an_emd_file_reads_no_other_file(tmp_path):
+    (tmp_path/'secret').write_bytes(bytes(range(256))*16)
+    stored = _berkeley(tmp_path/'stored.emd', lambda g, h5py: g.create_dataset('data', (64, 64), 'u1', external=[(str(tmp_path/'secret'), 0, 4096)]))
+    own = _berkeley(tmp_path/'own.emd', lambda g, h5py: g.create_dataset('data', data=np.arange(4096.).reshape(64, 64)))
+    linked = _berkeley(tmp_path/'linked.emd', lambda g, h5py: g.__setitem__('data', h5py.ExternalLink(str(own), '/data/a/data')))
+    def virtual(g, h5py):
+        v = h5py.VirtualLayout((64, 64), 'f8'); v[...] = h5py.VirtualSource(str(own), 'data/a/data', (64, 64))
+        g.create_virtual_dataset('data', v)
+    assert read(own).image.shape == (64, 64)
+    for path in (stored, linked, _berkeley(tmp_path/'virtual.emd', virtual)):
+        with pytest.raises(UserError, match='takes its numbers from other files'): read(path)
+
+
+def test_a_large_picture_is_not_called_damaged(tmp_path, monkeypatch):
+    from PIL import Image
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)
+    Image.fromarray(np.zeros((13500, 13500), np.uint8)).save(tmp_path/'p.png')
+    with pytest.raises(UserError, match='13500 × 13500 pixels, and 134 million are read at most'): read(tmp_path/'p.png', sampling=.5)

@@ -47,13 +47,13 @@ class Micrograph:
 READERS = {'.dm3': 'digitalmicrograph', '.dm4': 'digitalmicrograph', '.emd': 'emd', '.ser': 'tia', '.mrc': 'mrc',
            '.tif': 'tiff', '.tiff': 'tiff'}  # suffix → module of RosettaSciIO
 PICTURES = ('.png', '.jpg', '.jpeg')
-MAX_PIXELS = 2**28  # 16384 × 16384
+MAX_PIXELS = 2**27  # 11585 × 11585
 
 # %% ../../nbs/micrographs/00_reading.ipynb #d8ddb552
 def _check_size(shape, name):
     size = ' × '.join(map(str, shape))
     if np.prod(shape, dtype=float) > MAX_PIXELS:
-        raise UserError(f'{name} declares {size} pixels, more than can be analysed at once: crop or bin it')
+        raise UserError(f'{name} declares {size} pixels, and {MAX_PIXELS/1e6:.0f} million are read at most: crop or bin it')
     if 0 in shape: raise UserError(f'{name} declares {size} pixels: there is no image in it')
 
 # %% ../../nbs/micrographs/00_reading.ipynb #1dd5a27d
@@ -69,6 +69,7 @@ class _PictureFrames:
 
 # %% ../../nbs/micrographs/00_reading.ipynb #23eb2f4d
 def _open_picture(path):  # → array (y, x), (y, x, channel) or (frame, y, x), and the header
+    Image.MAX_IMAGE_PIXELS = None  # the limit is our own, which says what it is
     with Image.open(path) as im:
         _check_size((im.height, im.width), path.name)
         if (n := getattr(im, 'n_frames', 1)) > 1:
@@ -243,6 +244,16 @@ def _which(number, signal, n):  # how the chosen one is named in the report; not
     title = str(_nested(signal.get('metadata', {}), 'General.title') or '')[:60]
     return dict(image=f'{number} of 0 … {n - 1}' + (f' ({title})' if title else '')) if n > 1 else {}
 
+# %% ../../nbs/micrographs/00_reading.ipynb #a93e3c42
+def _check_contained(path):  # an HDF5 file
+    import h5py
+    def check(_, item):
+        links = [item.get(k, getlink=True) for k in item] if isinstance(item, h5py.Group) else []
+        elsewhere = any(isinstance(link, h5py.ExternalLink) for link in links)
+        if elsewhere or isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+            raise UserError(f'{path.name} takes its numbers from other files: give one that holds them itself')
+    with h5py.File(path, 'r') as f: check('', f); f.visititems(check)
+
 # %% ../../nbs/micrographs/00_reading.ipynb #046bfce0
 def _emd_signals(path):  # of the images in it
     import h5py
@@ -255,7 +266,7 @@ def _emd_signals(path):  # of the images in it
     return reader.dictionaries
 
 def _signals(path):  # of whatever has a height and a width
-    if path.suffix.lower() == '.emd': signals = _emd_signals(path)
+    if path.suffix.lower() == '.emd': _check_contained(path); signals = _emd_signals(path)
     else: signals = import_module(f'rsciio.{READERS[path.suffix.lower()]}').file_reader(str(path), lazy=True)
     signals = [s for s in signals if len(s['axes']) >= 2]
     if not signals: raise UserError(f'{path.name} holds no image: nothing in it has a height and a width')
@@ -408,7 +419,8 @@ def _exchange(process, request):  # → reply and bytes of the pixels; both empt
     try:
         process.stdin.write(json.dumps(request).encode() + b'\n'); process.stdin.flush()
         reply = json.loads(process.stdout.readline() or '{}')
-        return reply, process.stdout.read(4*int(np.prod(reply['shape']))) if 'shape' in reply else b''
+        data = bytearray(4*int(np.prod(reply.get('shape', [0]))))
+        return reply, data if process.stdout.readinto(data) == len(data) else b''
     except (OSError, ValueError): return {}, b''
 
 # %% ../../nbs/micrographs/00_reading.ipynb #c34d0d59
@@ -430,7 +442,7 @@ class _Readers:  # the reading process: started when first needed, and again aft
             if not self.process or self.process.poll() is not None: self.process = _start_reader()
             request = dict(path=str(path.absolute()), frame=frame, number=number)
             reply, data = _exchange_in_time(self.process, request)
-        return (np.frombuffer(data, np.float32).reshape(reply['shape']).copy() if data else None), reply
+        return (np.frombuffer(data, np.float32).reshape(reply['shape']) if data else None), reply
 
 _readers = _Readers()
 
