@@ -9,15 +9,10 @@ __all__ = ['analyse', 'train', 'train_detector', 'heights', 'fit', 'demo', 'simu
 # %% ../nbs/02_cli.ipynb #314bc01b
 import argparse, errno, os, sys, time, warnings
 from pathlib import Path
-from .core import (COLUMNS, FITS, NM, PARTICLES, SURVEY, UserError, check_replaceable, project_root, read_json,
+from .core import (COLUMNS, FITS, NM, PARTICLES, SURVEY, UserError, check_place, check_replaceable, project_root, read_json,
                             runs_folder)
 
 # %% ../nbs/02_cli.ipynb #75a3526f
-def _check_writable(out):
-    there = next(p for p in Path(out).absolute().parents if p.exists())
-    if not os.access(there, os.W_OK):
-        raise UserError(f'nothing can be written to {there}: choose another folder with --out')
-
 def _check_same(out, image, record, key):  # an older result must be of the same file
     before = key and (Path(out)/record).is_file() and read_json(Path(out)/record).get(key)
     if before and Path(before) != Path(image).resolve():
@@ -28,7 +23,7 @@ def _check_out(out, image=None, kind=PARTICLES, record='run.json', key=None):  #
     if image is not None and Path(image).resolve().is_relative_to(Path(out).resolve()):
         raise UserError(f'{image} lies inside the results folder {out}: choose another with --out')
     check_replaceable(out, record, kind)
-    _check_writable(out)
+    check_place(out)
     if image is not None: _check_same(out, image, record, key)
 
 # %% ../nbs/02_cli.ipynb #804fe866
@@ -150,7 +145,7 @@ def train(a):
     recipe = load_recipe(_recipe(a.recipe), **changes)
     check_kind(recipe)
     out, steps = Path(a.out or runs_folder()/f'train_{Path(a.recipe).stem}'), a.steps or usual_steps(a.begin)
-    _check_writable(out)
+    check_place(out)
     print('What it will know:', *knowledge(recipe), sep='\n  ')
     if not (out/'report.html').is_file():
         t = minutes(recipe, steps)
@@ -164,7 +159,7 @@ def train(a):
 # %% ../nbs/02_cli.ipynb #a41293cc
 def train_detector(a):
     "The command `train-detector`: labelled micrographs in, a network that finds particles out."
-    _check_writable(a.out)
+    check_place(a.out)
     from nanoshape.studies.own_detector import own_detector, score_table, verdict
     network = own_detector(a.folder, a.out, a.labels, a.epochs, a.held_out, a.seed, a.device)
     print(score_table(network.card.test).to_string(float_format='{:.2f}'.format, na_rep='–'))
@@ -272,6 +267,7 @@ def simulate(a):
     from nanoshape.datasets.recipes import load_recipe
     from nanoshape.datasets.store import simulate
     changes = {'structures': a.structures} if a.structures else {}
+    check_place(a.out)
     store = simulate(load_recipe(a.recipe, **changes), a.out, a.workers, a.scheduler)
     card = store.path/'card.html'
     print(f'{len(store)} exit waves in {a.out}; what is in them: {card if card.is_file() else write_card(store)}')
@@ -301,6 +297,7 @@ def verify(a):
 def sweep(a):
     "The command `sweep`: experiment notebook and grid in, one table out; status 1 if a run failed."
     from nanoshape.studies.sweep import sweep
+    for place in filter(None, (a.out, a.table)): check_place(place)
     table, failed = sweep(a.file, a.profile, a.out, a.table, a.workers, a.scheduler)
     print(f'{table["run"].nunique() if len(table) else 0} runs, {len(table)} rows')
     if failed:

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['NM', 'MOST_YAML', 'PARTICLES', 'SURVEY', 'COLUMNS', 'IMAGES', 'FITS', 'cores', 'UserError', 'project_root',
            'shared_data', 'runs_folder', 'rng', 'torch_rng', 'seed_everything', 'default_device', 'thread_map',
-           'whole_file', 'write_json', 'read_json', 'read_yaml', 'yaml_value', 'checksum', 'own_files',
+           'whole_file', 'write_json', 'read_json', 'read_yaml', 'yaml_value', 'checksum', 'own_files', 'check_place',
            'check_replaceable', 'result_folder', 'start_results', 'Busy', 'only_writer', 'commit', 'provenance']
 
 # %% ../nbs/00_core.ipynb #a9d2c96f
-import errno, hashlib, json, os, re, secrets, shutil, subprocess, sys, warnings, zlib
+import errno, hashlib, json, os, re, secrets, shutil, subprocess, sys, tempfile, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -201,6 +201,18 @@ def own_files(
     out = {name: {s} for name, s in r['files'].items()}
     for name, sums in r['earlier'].items(): out.setdefault(name, set()).update(sums)
     return out
+
+# %% ../nbs/00_core.ipynb #8c43b46c
+def check_place(
+    path:str|Path,  # where a file or folder shall appear
+):
+    "Raises `UserError` if nothing can be written there. A trial: permissions alone do not tell of odd file systems."
+    there = next(p for p in Path(path).absolute().parents if p.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there, prefix='.nanoshape'): pass
+    except OSError as e:
+        why = os.strerror(e.errno).lower()
+        raise UserError(f'nothing can be written to {there} ({why}): choose another folder with --out') from e
 
 # %% ../nbs/00_core.ipynb #94e0e0e9
 def check_replaceable(

@@ -173,3 +173,13 @@ def test_a_frame_of_a_movie_in_single_files_is_chosen(tmp_path, grey, capsys):
     assert read(['--frame', '1']).name == 'frame_10.png' and 'other.png: it has 250 × 90 pixels' in capsys.readouterr().err
     for frame in ([], ['--frame', '2'], ['--frame', '-1']):
         with pytest.raises(UserError, match='a movie of 2 files: choose one with --frame 0 … 1'): read(frame)
+
+
+@pytest.mark.parametrize('where', ['/dev/null/x', '/proc/x'])
+def test_a_result_that_can_go_nowhere_is_refused_at_once(where, tmp_path, capsys):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path/'p.png')
+    for command in (['analyse', str(tmp_path/'p.png')], ['fit', str(tmp_path/'p.png')], ['heights', str(tmp_path/'p.png')],
+                    ['sweep', 'data/sweeps/size.yaml'], ['train', 'tiny'], ['simulate', str(ROOT/'data/recipes/tiny.yaml'), where]):
+        more = [] if command[0] == 'simulate' else ['--out', where]
+        assert main([*command, *more]) == 2 and 'Traceback' not in (said := capsys.readouterr().err), command
+        assert 'nothing can be written' in said or 'no place' in said or command[0] == 'train', (command, said)
