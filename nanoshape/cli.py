@@ -296,7 +296,8 @@ def verify(a):
 # %% ../nbs/02_cli.ipynb #2fa04aa4
 def sweep(a):
     "The command `sweep`: experiment notebook and grid in, one table out; status 1 if a run failed."
-    from nanoshape.studies.sweep import sweep
+    from nanoshape.studies.sweep import check_inside, sweep
+    if not a.anywhere: check_inside(a.file, a.profile)
     for place in filter(None, (a.out, a.table)): check_place(place)
     table, failed = sweep(a.file, a.profile, a.out, a.table, a.workers, a.scheduler)
     print(f'{table["run"].nunique() if len(table) else 0} runs, {len(table)} rows')
@@ -518,6 +519,8 @@ def _sweep_command(sub):
     w.add_argument('--workers', type=_count, metavar='N',
                    help='runs at a time (default: one per core, or one where there is a GPU)')
     w.add_argument('--scheduler', metavar='tcp://…', help='a Dask scheduler whose workers do it instead')
+    w.add_argument('--anywhere', action='store_true',
+                   help='the file may run notebooks outside of the project, and keep files outside of its data')
     w.set_defaults(run=sweep)
 
 # %% ../nbs/02_cli.ipynb #921bbc1c

@@ -44,7 +44,7 @@ def stamps(folder):
 
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(spec, tmp_path, capsys):
     file, out, table = spec(laptop=dict(fixed=dict(bad=True), grid=dict(seed=[1, 0]))), tmp_path/'runs', tmp_path/'t.csv'
-    assert main(['sweep', str(file), '--out', str(out), '--table', str(table)]) == 1
+    assert main(['sweep', str(file), '--out', str(out), '--table', str(table), '--anywhere']) == 1
     printed = capsys.readouterr()
     assert '1 runs, 2 rows' in printed.out and 'seed=1' in printed.err and 'tries them again' in printed.err
     text = (out/'seed=1/failure.txt').read_text()
@@ -86,7 +86,7 @@ def test_a_run_ends_with_its_sweep(spec, notebook, tmp_path):
     nb.cells[1].source = "import os, time, pathlib; pathlib.Path(out, 'pid').write_text(f'{os.getpid()} {os.getppid()}'); time.sleep(300)"
     nbformat.write(nb, notebook)
     file, pid = spec(laptop=dict(grid=dict(seed=[0]))), tmp_path/'runs/seed=0/pid'
-    p = subprocess.Popen([*COMMAND, 'sweep', str(file), '--out', str(tmp_path/'runs'), '--table', str(tmp_path/'t.csv')], stderr=subprocess.DEVNULL)
+    p = subprocess.Popen([*COMMAND, 'sweep', str(file), '--out', str(tmp_path/'runs'), '--table', str(tmp_path/'t.csv'), '--anywhere'], stderr=subprocess.DEVNULL)
     wait_for(lambda: pid.is_file() and len(pid.read_text().split()) == 2)
     kernel, papermill = map(int, pid.read_text().split())
     p.kill(); p.wait()
@@ -230,3 +230,13 @@ def test_runs_that_need_the_same_waves_wait_for_each_other(tiny, tmp_path, monke
     with ThreadPoolExecutor(2) as pool:
         a, b = pool.map(lambda _: waves(tiny, 0, tmp_path), range(2))
     assert a.path == b.path and sorted(made) == [0, 1, 2], 'each shard is made once'
+
+
+def test_a_sweep_from_elsewhere_is_asked_for(spec, tmp_path, capsys, monkeypatch):
+    file = spec(laptop=dict(grid=dict(seed=[0])))
+    command = ['sweep', str(file), '--out', str(tmp_path/'runs'), '--table', str(tmp_path/'t.csv')]
+    assert main(command) == 2 and 'outside of the project' in capsys.readouterr().err and not (tmp_path/'runs').exists()
+    own = dict(notebook='nbs/experiments/split.ipynb')
+    for keep in ({'metrics.json': '/tmp/x.json'}, {'metrics.json': 'data/../x.json'}, {'../params.json': 'data/results/x.json'}):
+        file.write_text(json.dumps(own | dict(laptop=dict(grid=dict(seed=[0]), keep=keep))))
+        assert main(command) == 2 and 'outside of the project' in capsys.readouterr().err, keep
