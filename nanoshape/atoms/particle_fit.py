@@ -626,7 +626,10 @@ def _ranges(view, chain):  # 68 and 95 % ranges: name → ((low, high), (low, hi
     values = dict(truncation=[q.truncation for q in chain], roundness=[q.roundness for q in chain],
                   diameter=[feret(model_positions(q, view.element)[:, :2])[0] for q in chain])
     least = dict(truncation=.01, roundness=.02, diameter=.15)  # half the width of any range: what is compared is discrete
-    ends = lambda k, share: tuple((np.quantile(values[k], ((1 - share)/2, (1 + share)/2)) + [-least[k], least[k]]).tolist())
+    most = dict(truncation=1., roundness=1., diameter=np.inf)
+    def ends(k, share):
+        low, high = np.quantile(values[k], ((1 - share)/2, (1 + share)/2))
+        return float(max(0., low - least[k])), float(min(most[k], high + least[k]))
     return {k: (ends(k, .68), ends(k, .95)) for k in values}
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #b0507eb0

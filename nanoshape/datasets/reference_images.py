@@ -13,6 +13,7 @@ import json
 import numpy as np
 import pandas as pd
 import torch
+from ase import Atoms
 from fastcore.basics import patch
 from ..core import NM, UserError, project_root, rng, whole_file
 from .recipes import DRAWN_LAST, Recipe, make_recipe
@@ -29,9 +30,10 @@ def exact_image(
     i:int,  # sample number
     phonons:int=8,  # configurations of frozen phonons
     pixel:float=PIXEL,  # Å, of the calculation
+    atoms:Atoms|None=None,  # of the sample, where they have been drawn already
 )->torch.Tensor:  # (y, x), noise-free, on the camera's pixels
     "A sample's image by the most exact path, under its frozen conditions."
-    atoms, points = sample(recipe, i)[0], 2*round(recipe.box_nm*NM/pixel/2)
+    atoms, points = sample(recipe, i)[0] if atoms is None else atoms, 2*round(recipe.box_nm*NM/pixel/2)
     moved = frozen_phonons(atoms, debye_waller_factors(set(atoms.symbols)), phonons, rng(recipe.seed, 'phonons', i))
     waves = exit_waves(moved, points, energy_of(recipe, i//recipe.views), SLICE, absorption=recipe.absorption)
     m = changed(conditions(recipe, [i]), foci=REFERENCE_FOCI)
@@ -47,7 +49,7 @@ def write_reference(
 ):
     "Reference images of all samples of a recipe, in one file."
     scenes, labels = zip(*(sample(recipe, i) for i in range(len(recipe))))
-    images = torch.stack([exact_image(recipe, i, phonons, pixel) for i in range(len(recipe))])
+    images = torch.stack([exact_image(recipe, i, phonons, pixel, a) for i, a in enumerate(scenes)])
     maps = np.stack([truth_map(recipe, a) for a in scenes]) if recipe.kind in MAPS else np.zeros(0, np.uint8)
     about = dict(recipe=asdict(recipe), phonons=phonons, pixel=pixel, slice=SLICE, foci=REFERENCE_FOCI, **(made or {}))
     with whole_file(path) as part:

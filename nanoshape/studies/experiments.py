@@ -58,8 +58,9 @@ def feret_range_nm(
     idx,  # sample numbers
 )->list[float]:
     "Smallest and largest Feret diameter of the samples, outer atoms included."
-    f, atom = store.labels.feret_max.iloc[idx], lattice_constant(store.recipe.element)/2**.5
-    return [round(float(v + atom)/NM, 3) for v in (f.min(), f.max())]
+    of = store.labels.iloc[idx]
+    f = of.feret_max + (of.a if 'a' in of else lattice_constant(store.recipe.element))/2**.5
+    return [round(float(v)/NM, 3) for v in (f.min(), f.max())]
 
 # %% ../../nbs/studies/00_experiments.ipynb #aa8bc936
 def fringe_floor(
