@@ -86,7 +86,8 @@ def test_a_run_ends_with_its_sweep(spec, notebook, tmp_path):
     nb.cells[1].source = "import os, time, pathlib; pathlib.Path(out, 'pid').write_text(f'{os.getpid()} {os.getppid()}'); time.sleep(300)"
     nbformat.write(nb, notebook)
     file, pid = spec(laptop=dict(grid=dict(seed=[0]))), tmp_path/'runs/seed=0/pid'
-    p = subprocess.Popen([*COMMAND, 'sweep', str(file), '--out', str(tmp_path/'runs'), '--table', str(tmp_path/'t.csv'), '--anywhere'], stderr=subprocess.DEVNULL)
+    command = [*COMMAND, 'sweep', str(file), '--out', str(tmp_path/'runs'), '--table', str(tmp_path/'t.csv'), '--anywhere']
+    p = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     wait_for(lambda: pid.is_file() and len(pid.read_text().split()) == 2)
     kernel, papermill = map(int, pid.read_text().split())
     p.kill(); p.wait()
