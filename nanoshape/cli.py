@@ -9,7 +9,8 @@ __all__ = ['analyse', 'train', 'train_detector', 'heights', 'fit', 'demo', 'simu
 # %% ../nbs/02_cli.ipynb #314bc01b
 import argparse, errno, os, sys, time, warnings
 from pathlib import Path
-from .core import (COLUMNS, FITS, NM, PARTICLES, SURVEY, UserError, check_place, check_replaceable, project_root, read_json,
+from .core import (COLUMNS, FITS, NM, PARTICLES, SURVEY, UserError, check_place, check_replaceable,
+                            project_root, read_json,
                             runs_folder)
 
 # %% ../nbs/02_cli.ipynb #75a3526f
@@ -56,7 +57,8 @@ def _read_frame(a):  # the same; of a folder, whose files are the frames of a mo
 def _helpers(a):  # what finds particles, and what tells how crystalline they are
     from nanoshape.learn.defaults import default_crystallinity_network
     from nanoshape.micrographs.detection import Drawn, default_detector
-    return dict(detector=Drawn(a.labels) if a.labels else default_detector(a.detector), crystals=default_crystallinity_network(a.crystallinity))
+    return dict(detector=Drawn(a.labels) if a.labels else default_detector(a.detector),
+                crystals=default_crystallinity_network(a.crystallinity))
 
 # %% ../nbs/02_cli.ipynb #b6335d88
 def analyse(a):
@@ -96,7 +98,8 @@ def _analyse_one(a, out):
     from nanoshape.micrographs.report import label_file, summarise, write_report
     m = _read(a, scanned=True)
     source, element = str(Path(a.image).resolve()), _element(a)
-    table = write_report(m, default_shape_network(a.model), out, **_helpers(a), element=element, more=_fits(a, element), image=source)
+    table = write_report(m, default_shape_network(a.model), out, **_helpers(a), element=element, image=source,
+                         more=_fits(a, element))
     print(summarise(m, table))
     if a.fit: print(f'Fitted: {(table.shape_by == "fitted").sum()} of {(table.fit_explained.notna() | (table.fit_why != "")).sum()}.')
     print(f'Results: {out}/report.html (and particles.csv, {label_file(m.name)}, overlay.png)')
@@ -349,10 +352,12 @@ def _number_option(p):
                         'space with a pixel size)')
 
 def _file_options(p, frame='(default: all)'):
-    p.add_argument('--pixel-size', type=_decimal, metavar='NM', help='nm per pixel; needed where the file does not say it')
+    p.add_argument('--pixel-size', type=_decimal, metavar='NM',
+                   help='nm per pixel; needed where the file does not say it')
     p.add_argument('--inverted', action='store_true', help='particles are brighter than the ground, as in a negative')
     p.add_argument('--kv', type=_decimal, metavar='KV', help='voltage of the microscope (default: as the file says)')
-    p.add_argument('--cs', type=_decimal, metavar='MM', help='spherical aberration in mm, such as 1.2 (no file tells it)')
+    p.add_argument('--cs', type=_decimal, metavar='MM',
+                   help='spherical aberration in mm, such as 1.2 (no file tells it)')
     p.add_argument('--frame', type=int, metavar='K', help=f'which image of a movie, from 0 {frame}')
     p.add_argument('--out', metavar='FOLDER', help='where the results go (default: a folder under runs/)')
 
@@ -401,7 +406,8 @@ def _analyse_command(sub):
                                                    "demo's)")
     s.add_argument('--fit', action='store_true',
                    help='fit models in atoms to the particles that show a lattice, a minute or two for each')
-    s.add_argument('--workers', type=_count, metavar='N', help='of a folder: files at a time (default: one for each core)')
+    s.add_argument('--workers', type=_count, metavar='N',
+                   help='of a folder: files at a time (default: one for each core)')
     s.add_argument('--recursive', action='store_true', help='of a folder: its subfolders are searched, too')
     s.add_argument('--movie', action='store_true',
                    help='the files in the folder and its subfolders are the frames of one movie, in the order of their names')

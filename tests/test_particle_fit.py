@@ -294,3 +294,28 @@ def test_an_analysis_with_fits_says_what_is_fitted_and_what_predicted(seen, tmp_
     (tmp_path/'folder').mkdir(); (tmp_path/'folder/p.tif').write_bytes((tmp_path/'p.tif').read_bytes())
     assert main(['analyse', str(tmp_path/'folder'), '--fit', '--out', str(tmp_path/'other')]) == 2
     assert '--fit is for one micrograph' in capsys.readouterr().err
+
+
+def test_models_are_turned_about_the_normals_of_planes_along_the_beam(seen, monkeypatch):
+    view, true = seen[2:]
+    monkeypatch.setattr(particle_fit, 'refined', lambda view, p, *a, **k: p)
+    turned = particle_fit._turned_models(view, true)
+    angles = np.degrees([np.arccos((np.trace(q.rotation@true.rotation.T) - 1)/2) for q in turned])
+    assert np.allclose(np.sort(angles), [12]*4 + [24]*4)
+    kinds = np.array([(a, b, c) for a in (1, -1) for b in (1, -1) for c in (1, -1)])/3**.5, np.eye(3)
+    flat = np.sort(np.abs(np.concatenate([k@true.rotation[2] for k in kinds])))[:3]
+    for q in turned:
+        turn = q.rotation@true.rotation.T
+        still = [abs(n@true.rotation[2]) for k in kinds for n in k if np.allclose(turn@(true.rotation@n), true.rotation@n, atol=1e-9)]
+        assert still and min(still) <= flat[-1] + 1e-9
+
+
+def test_a_freer_model_has_facets_of_its_own(seen):
+    true = seen[3]
+    p = particle_fit._moved(true, facet2=2., facet7=-1.)
+    grown = p.distances - replace(p, facets=(0.,)*26).distances
+    assert np.argmax(grown) == 2 and np.argmin(grown) == 7 and abs(np.mean(p.facets[:6])) < 1e-9 and abs(np.mean(p.facets[6:14])) < 1e-9
+    assert np.allclose(p.distances[:14] - np.repeat([true.d100, true.d111], (6, 8)), 2.*(np.arange(14) == 2) - (np.arange(14) == 7))
+    n, far = particle_fit.NORMALS[2], model_positions(p)@true.rotation
+    assert far[:, 0].size != len(model_positions(true)) and (far@n).max() > (model_positions(true)@true.rotation@n).max() - 1e-9
+    assert abs(p.truncation - true.truncation) < .05

@@ -6,10 +6,10 @@
 __all__ = ['TILES', 'RIM', 'AROUND', 'BAND', 'LARGEST', 'COARSE', 'ROUGH', 'FINE', 'WAVES', 'CONE', 'VIBRATION', 'BRIGHTNESS',
            'SPACING', 'ANGLES', 'RINGS', 'FORMS', 'PROJECTED', 'ATOMIC', 'OPTICAL', 'PLACE', 'NUMBERS', 'FACETS',
            'FREER', 'LIMITS', 'CANDIDATES', 'FOCI', 'THINNED', 'SOFT', 'FIRM', 'LAST', 'APART', 'OTHER', 'ENOUGH',
-           'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'film_spectrum',
-           'ParticleView', 'view_particle', 'facet_reaches', 'ParticleModel', 'shaped', 'model_positions',
-           'model_image', 'exit_defocus', 'compared', 'placed', 'beam_directions', 'sized', 'likely_orientations',
-           'refined', 'focus_range', 'ParticleFit', 'refused', 'fit_particle', 'fit_row']
+           'TURN_ERROR', 'FOCUS_ERROR', 'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'BY_CHANCE', 'AHEAD',
+           'EXPLAINED', 'film_spectrum', 'ParticleView', 'view_particle', 'facet_reaches', 'ParticleModel', 'shaped',
+           'model_positions', 'model_image', 'exit_defocus', 'compared', 'placed', 'beam_directions', 'sized',
+           'likely_orientations', 'refined', 'focus_range', 'ParticleFit', 'refused', 'fit_particle', 'fit_row']
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #cbe511d1
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from itertools import product
 import numpy as np
 import torch
 from ase import Atoms
+from fastcore.basics import patch
 from scipy import ndimage
 from scipy.fft import fft2, fftshift, next_fast_len
 from scipy.spatial.transform import Rotation
@@ -167,20 +168,22 @@ class ParticleModel:
     misfit: float = np.inf  # mean square of the difference over that of the noise
     explained: float = 0.  # share of what is recorded beyond noise; nan where that is nothing
     correlation: float = 0.  # of the weighted spectra, at the lattice's frequencies
-    @property
-    def distances(self)->np.ndarray:  # Å, of the facets; those of {110} touch the edges where they are not moved
-        edges = min(2**.5*self.d100, 1.5**.5*self.d111)
-        return np.repeat([self.d100, self.d111, edges], (6, 8, 12)) + (self.facets or 0.)
-    @property
-    def reaches(self)->tuple[float,float]: return facet_reaches(self.d111, self.d100)
-    @property
-    def truncation(self)->float:  # 0 octahedron, ½ cuboctahedron, 1 cube
-        if not self.facets: return truncation_of(self.d100/self.d111)
-        return mean_truncation(closed(NORMALS, self.distances))
-    @property
-    def roundness(self)->float:  # 0 sharp corners, 1 a sphere
-        corner, nearest = self.reaches
-        return float(np.clip((corner - self.radius)/(corner - nearest), 0, 1))
+
+# %% ../../nbs/atoms/07_particle_fit.ipynb #45af7024
+@patch(as_prop=True)
+def distances(self:ParticleModel)->np.ndarray:  # Å, of the facets; those of {110} touch the edges where they are not moved
+    edges = min(2**.5*self.d100, 1.5**.5*self.d111)
+    return np.repeat([self.d100, self.d111, edges], (6, 8, 12)) + (self.facets or 0.)
+@patch(as_prop=True)
+def reaches(self:ParticleModel)->tuple[float,float]: return facet_reaches(self.d111, self.d100)
+@patch(as_prop=True)
+def truncation(self:ParticleModel)->float:  # 0 octahedron, ½ cuboctahedron, 1 cube
+    if not self.facets: return truncation_of(self.d100/self.d111)
+    return mean_truncation(closed(NORMALS, self.distances))
+@patch(as_prop=True)
+def roundness(self:ParticleModel)->float:  # 0 sharp corners, 1 a sphere
+    corner, nearest = self.reaches
+    return float(np.clip((corner - self.radius)/(corner - nearest), 0, 1))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #da3460b9
 def shaped(
@@ -227,8 +230,9 @@ def _scene(p, view):  # in a cell as wide as the view; the atom at 0 lies in its
     return scene
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #ef2dc669
-COARSE, ROUGH, FINE = (.48, 6., 1), (.48, 4., 1), (.4, 2.5, 3)  # Å of the grid and of the slices, and foci: of the first
-WAVES = 1.1  # step, of the others and of the result; 1/Å that are kept of a wave
+# Å of the grid and of the slices, and foci: of the first step, of the others, and of the result
+COARSE, ROUGH, FINE = (.48, 6., 1), (.48, 4., 1), (.4, 2.5, 3)
+WAVES = 1.1  # 1/Å that are kept of a wave
 CONE, VIBRATION = 3e-4, .3  # rad and Å, assumed
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #7569dc63
@@ -459,7 +463,8 @@ def _derivatives(view, p, how=ROUGH, numbers=NUMBERS):  # of the weighted spectr
     by = lambda k, i, shift: p.brightness*(_weighted(view, _shifted(i, shift)) - base)/numbers[k][2]
     moved = {k: _moved(p, **{k: v[2]}) for k, v in numbers.items() if k != 'brightness'}
     atomic = [k for k in numbers if k in ATOMIC or k in FACETS]
-    columns = {k: by(k, _image(view, w, p, how), p.shift) for k, w in zip(atomic, _waves(view, [moved[k] for k in atomic], how))}
+    waves = zip(atomic, _waves(view, [moved[k] for k in atomic], how))
+    columns = {k: by(k, _image(view, w, p, how), p.shift) for k, w in waves}
     columns |= {k: by(k, image, moved[k].shift) for k in 'yx'} | dict(brightness=base)
     columns |= {k: by(k, _image(view, wave, moved[k], how), p.shift) for k in numbers if k not in columns}
     return _real(torch.stack([columns[k] for k in numbers])).T
@@ -477,7 +482,8 @@ def _prior(numbers): return np.diag([v[0]**-2 for v in numbers.values()])  # its
 def _stepped(view, p, J, image, damping, numbers):
     r = _real(view.recorded - p.brightness*_weighted(view, _shifted(image, p.shift)))
     step = np.linalg.solve(_curvature(view, J) + damping*max(1., p.misfit)*_prior(numbers), _independent(view)*J.T@r)
-    return _moved(p, **{k: float(np.clip(s, -v[1], v[1])) for (k, v), s in zip(numbers.items(), step) if k != 'brightness'})
+    return _moved(p, **{k: float(np.clip(s, -v[1], v[1])) for (k, v), s in zip(numbers.items(), step)
+                        if k != 'brightness'})
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #8c4624fb
 def refined(
@@ -512,7 +518,8 @@ def focus_range(view:ParticleView)->np.ndarray:  # Å
 CANDIDATES, FOCI = 10, 5  # orientations that are followed, and foci of each
 THINNED = (1, 24), (1, 12), (3, 4), (10, 3)  # steps, and models that are kept after them
 SOFT, FIRM, LAST = .6, .4, (.2, .12)  # Å, surfaces of models: of the first steps; of the later; of the best one's last
-APART, OTHER = (np.radians(.8), 25.), np.radians(5)  # rad and Å of focus, of what is followed; rad, of another orientation
+APART = np.radians(.8), 25.  # rad, and Å of focus, between models that are followed
+OTHER = np.radians(5)  # from there on it is another orientation
 ENOUGH = .98  # of what is beyond noise: nothing more is tried
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #370ad81a
@@ -550,7 +557,8 @@ def _searched(view, tell):  # the best models, the best first; `tell` is called 
     found, done = placed(view, starts, focus_range(view), FOCI), .2
     for k, (steps, most) in enumerate(THINNED):
         own = [replace(p, edge=FIRM) for p in found] if k == len(THINNED) - 1 else found
-        found = _apart([refined(view, p, steps, COARSE if k == 0 else ROUGH, 0. if steps < 5 else 2e-3) for p in own], most)
+        found = _apart([refined(view, p, steps, COARSE if k == 0 else ROUGH, 0. if steps < 5 else 2e-3)
+                        for p in own], most)
         tell(done := done + (.3, .1, .1, .05)[k])
     for k, p in enumerate(found[:2]):
         if max(q.explained for q in found) < ENOUGH: found[k] = _restarted(view, p)
@@ -589,7 +597,8 @@ def _turned_models(view, p):  # turned about the normals of the two planes that 
     return [refined(view, q, 3, ROUGH, 0., FREER if p.facets else NUMBERS) for q in turned]
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #8ff37c31
-LACKING = dict(rx=np.radians(.1), ry=np.radians(.1), rz=np.radians(.1), defocus=2.)  # rad, Å: what the model lacks, measured
+TURN_ERROR, FOCUS_ERROR = np.radians(.1), 2.  # rad, Å: what the model lacks, by crystals of the development
+LACKING = dict(rx=TURN_ERROR, ry=TURN_ERROR, rz=TURN_ERROR, defocus=FOCUS_ERROR)
 
 def _deviations(view, p):  # standard deviations: rad, Å; and the angles' own matrix (3, 3)
     J = _derivatives(view, replace(p, edge=FIRM))
@@ -625,7 +634,7 @@ def _sampled(view, p, n=DRAWS):  # models with sites full or empty, as likely as
 def _ranges(view, chain):  # 68 and 95 % ranges: name → ((low, high), (low, high))
     values = dict(truncation=[q.truncation for q in chain], roundness=[q.roundness for q in chain],
                   diameter=[feret(model_positions(q, view.element)[:, :2])[0] for q in chain])
-    least = dict(truncation=.01, roundness=.02, diameter=.15)  # half the width of any range: what is compared is discrete
+    least = dict(truncation=.01, roundness=.02, diameter=.15)  # half the width of any range
     most = dict(truncation=1., roundness=1., diameter=np.inf)
     def ends(k, share):
         low, high = np.quantile(values[k], ((1 - share)/2, (1 + share)/2))
@@ -676,10 +685,9 @@ def fit_particle(
     best, = compared(view, [best])
     chance = _chance(view); tell(.98)
     deviations, turns = _deviations(view, best)
-    tilt = np.degrees(np.sqrt(np.linalg.eigvalsh(turns)))
-    tell(1.)
-    return ParticleFit(best, found[1:], chance, ahead, deviations, _ranges(view, chain), (float(tilt[0]), float(tilt[-1])),
-                       refused(best, chance, ahead))
+    tilt = np.degrees(np.sqrt(np.linalg.eigvalsh(turns))); tell(1.)
+    told = dict(ranges=_ranges(view, chain), tilt_deg=(float(tilt[0]), float(tilt[-1])), why=refused(best, chance, ahead))
+    return ParticleFit(best, found[1:], chance, ahead, deviations, **told)
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #c41d8ec6
 def fit_row(

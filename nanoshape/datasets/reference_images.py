@@ -59,6 +59,7 @@ def write_reference(
 # %% ../../nbs/datasets/04_reference_images.ipynb #8c4c9199
 DETECTOR = ('dose', 'readout_noise', *(k for k in DRAWN_LAST if k != 'aperture_mrad'))  # keys that act on a finished image
 
+# %% ../../nbs/datasets/04_reference_images.ipynb #4204d27e
 def _read(path):  # images, maps, labels, recipe, and what made them
     with np.load(path, allow_pickle=False) as f: images, maps, about, labels = (f[k] for k in ('images', 'maps', 'about', 'labels'))
     about = json.loads(str(about))

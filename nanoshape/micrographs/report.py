@@ -167,8 +167,9 @@ def html_page(
     "One self-contained page; everything but the pictures' data is escaped."
     columns, rows = _page_table(table)
     page = Environment(autoescape=True).from_string(_PAGE)
-    return page.render(name=name, summary=summary, notes=notes, pictures=pictures, columns=columns, rows=rows, made=made,
-                       heading=heading, legend=legend, turnable=any('atoms' in p for p in pictures), script=Markup(TURN))
+    turnable = any('atoms' in p for p in pictures)
+    return page.render(name=name, summary=summary, notes=notes, pictures=pictures, columns=columns, rows=rows,
+                       made=made, heading=heading, legend=legend, turnable=turnable, script=Markup(TURN))
 
 # %% ../../nbs/micrographs/05_report.ipynb #350f9366
 def _confusion_picture(test):  # for `html_page`
@@ -435,6 +436,15 @@ def _report_page(m, table, card, pictures, notes, record):  # HTML
     made, legend = '\n'.join(f'{k}: {v}' for k, v in record.items()), LEGENDS[question(card)].format(label_file(m.name))
     return html_page(m.name, summarise(m, table), table, pictures, notes, made, legend=legend)
 
+# %% ../../nbs/micrographs/05_report.ipynb #51f5122b
+def _write_files(folder, m, labels, table, pictures, texts):
+    table.to_csv(folder/'particles.csv', index=False)
+    _write_labels(folder/label_file(m.name), labels, m)
+    write_json(folder/'particles.coco.json', _coco(m, labels))
+    _write_rois(folder/'particles_rois.zip', labels)
+    _write_pictures(folder, pictures)
+    for name, text in texts.items(): (folder/name).write_text(text, encoding='utf-8')
+
 # %% ../../nbs/micrographs/05_report.ipynb #68400408
 def write_report(
     m:Micrograph,
@@ -459,12 +469,6 @@ def write_report(
     said = _page_notes(m, table, network.card, detector, element, notes)
     page = _report_page(m, table, network.card, pictures + added + tests, said, record)
     with result_folder(out, kind=PARTICLES) as folder:
-        table.to_csv(folder/'particles.csv', index=False)
-        _write_labels(folder/label_file(m.name), labels, m)
-        write_json(folder/'particles.coco.json', _coco(m, labels))
-        _write_rois(folder/'particles_rois.zip', labels)
-        _write_pictures(folder, pictures + added + tests)
-        for name, text in files.items(): (folder/name).write_text(text, encoding='utf-8')
+        _write_files(folder, m, labels, table, pictures + added + tests, files | {'report.html': page})
         write_json(folder/'run.json', record)
-        (folder/'report.html').write_text(page, encoding='utf-8')
     return table
