@@ -319,3 +319,9 @@ def test_a_freer_model_has_facets_of_its_own(seen):
     n, far = particle_fit.NORMALS[2], model_positions(p)@true.rotation
     assert far[:, 0].size != len(model_positions(true)) and (far@n).max() > (model_positions(true)@true.rotation@n).max() - 1e-9
     assert abs(p.truncation - true.truncation) < .05
+
+
+def test_a_body_that_grows_too_large_fits_badly_and_raises_nothing(seen):
+    view, true = seen[2:]
+    huge, = compared(view, [replace(true, d111=90., d100=90., radius=120.)], particle_fit.ROUGH)
+    assert huge.misfit > compared(view, [true], particle_fit.ROUGH)[0].misfit + .5

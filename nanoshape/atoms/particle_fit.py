@@ -224,7 +224,7 @@ def model_positions(
 def _scene(p, view):  # in a cell as wide as the view; the atom at 0 lies in its middle
     sites, full = _sites(p, view.element)
     at = sites@p.rotation.T + [view.width/2, view.width/2, view.half]
-    inside = (at[:, 2] >= 0) & (at[:, 2] < 2*view.half)
+    inside = ((at >= 0) & (at < [view.width, view.width, 2*view.half])).all(1)  # a body may grow too large
     scene = Atoms([view.element]*inside.sum(), at[inside], cell=[view.width, view.width, 2*view.half], pbc=True)
     scene.set_array('occupancy', full[inside])
     return scene
