@@ -697,7 +697,7 @@ def fit_row(
     """A fit as a row of a table. A fit that was not accepted has its reason, its goodness, and no shape; `ahead` is None
     where no other orientation was left."""
     p, d, at = fit.model, fit.deviations, model_positions(fit.model, element)
-    beam = np.sort(np.abs(p.rotation[2]))
+    beam = np.sort(np.abs(p.rotation[2])).tolist()
     goodness = dict(accepted=fit.accepted, why=fit.why, misfit=p.misfit, explained=p.explained,
                     correlation=p.correlation,
                     by_chance=max(fit.chance), ahead=fit.ahead if np.isfinite(fit.ahead) else None)
@@ -708,6 +708,6 @@ def fit_row(
     return goodness | dict(shape=shape_words(low, high, p.roundness), truncation=p.truncation, roundness=p.roundness,
         diameter_nm=feret(at[:, :2])[0]/NM, **ends, beam_h=beam[0], beam_k=beam[1],
         beam_l=beam[2],
-        tilt_deg_sd=fit.tilt_deg[1], focus_nm=exit_defocus(p, element)/NM, focus_nm_sd=d['defocus']/NM,
+        tilt_deg_sd=fit.tilt_deg[1], focus_nm=exit_defocus(p, element)/NM, focus_nm_sd=float(d['defocus'])/NM,
         focal_spread_nm=p.focal_spread/NM, mtf=p.mtf,
         atoms=len(at))
