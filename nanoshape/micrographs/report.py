@@ -143,7 +143,8 @@ def turnable_atoms(
 # %% ../../nbs/micrographs/05_report.ipynb #f9970116
 _PAGE = PAGE_HEAD + '''<h1>{{ name }}</h1><p>{{ summary }}</p>{% for n in notes %}<p>{{ n }}</p>{% endfor %}
 {% for p in pictures %}<h2>{{ p.title }}</h2><p>{{ p.text }}</p><img src="{{ p.src }}" alt="{{ p.alt }}">
-{% if p.atoms %}<canvas width="260" height="260" tabindex="0" role="img" aria-label="the model in atoms: arrow keys turn it" data-atoms="{{ p.atoms }}"></canvas>{% endif %}{% endfor %}
+{% if p.atoms %}<canvas width="260" height="260" tabindex="0" role="img" aria-label="the model in atoms: arrow keys turn it"
+data-atoms="{{ p.atoms }}"></canvas>{% endif %}{% endfor %}
 <h2>{{ heading }}</h2><p>{{ legend }}</p>
 <div class="wide"><table><tr>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>
 {% for r in rows %}<tr>{% for v in r %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></div>
