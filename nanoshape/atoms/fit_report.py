@@ -26,7 +26,7 @@ from ..micrographs.reading import Micrograph
 from ..micrographs.kinds import question_of
 from ..micrographs.particles import UNKNOWN
 from ..micrographs.report import DPI, file_words, html_page, png_url, turnable_atoms
-from .particle_fit import (ParticleFit, ParticleView, fit_particle, fit_row, model_image,
+from .particle_fit import (AHEAD, EXPLAINED, ParticleFit, ParticleView, fit_particle, fit_row, model_image,
                                           model_positions, view_particle)
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #7192aa06
@@ -116,8 +116,8 @@ def summarise_fits(m:Micrograph, table:pd.DataFrame, asked:int)->str:
 # %% ../../nbs/atoms/08_fit_report.ipynb #9e883510
 CAUTION = ('A fit that is accepted says that the image could have been made by this model, and that other orientations '
            'explain it less well. It assumes one crystal, a known voltage, pixel size and spherical aberration, and an '
-           'amorphous film. Limits: correlation clearly above that by chance, another orientation worse by 50 in χ², 95 % of '
-           'what is beyond noise explained; these are choices of this project.')
+           'amorphous film. Limits: correlation clearly above that by chance, another orientation worse by '
+           f'{AHEAD:.0f} in χ², {EXPLAINED:.0%} of what is beyond noise explained; these are choices of this project.')
 LEGEND = ('Also in fits.csv. misfit: mean square of the difference over that of the noise; explained: share of what is '
           'recorded beyond noise; by_chance: highest correlation of eight wrong orientations; ahead: by how much χ² is '
           'worse at the next orientation; truncation: 0 octahedron, ½ cuboctahedron, 1 cube; roundness: 1 a sphere; low, '
@@ -158,12 +158,18 @@ def write_fits(
     try:
         for one in fits(m, labels, numbers, element): done.append(one)
     except KeyboardInterrupt: stopped = True
-    table = pd.DataFrame([_row(m, labels, *one) for one in done], columns=None if done else ['label', 'accepted',
-            'why'])
+    table = pd.DataFrame([_row(m, labels, *one) for one in done],
+                         columns=None if done else ['label', 'accepted', 'why'])
     text, made = summarise_fits(m, table, len(numbers)), dict(params, file=m.file, sampling_nm=m.sampling/NM,
                                                               **provenance())
     _write(m, out, table, done, text, made)
     return table, text, stopped
+
+# %% ../../nbs/atoms/08_fit_report.ipynb #54a50c5a
+def _model_file(view, fit):  # as text
+    text = io.StringIO()
+    ase.io.write(text, fit_atoms(view, fit), format='extxyz')
+    return text.getvalue()
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #820bae57
 def _write(m, out, table, done, text, made):
@@ -172,17 +178,11 @@ def _write(m, out, table, done, text, made):
         table.round(4).to_csv(folder/'fits.csv', index=False)
         for n, view, fit, png in drawn:
             (folder/f'fit_{n}.png').write_bytes(png)
-            if fit.accepted: ase.io.write(folder/f'model_{n}.xyz', fit_atoms(view, fit), format='extxyz')
+            if fit.accepted: (folder/f'model_{n}.xyz').write_text(_model_file(view, fit))
         write_json(folder/'run.json', made | dict(models=_record(done)))
-        page = html_page(m.name, text, table, _pictures(drawn), notes, '\n'.join(f'{k}: {v}' for k,
-                v in made.items()), 'Fits', LEGEND)
+        said = '\n'.join(f'{k}: {v}' for k, v in made.items())
+        page = html_page(m.name, text, table, _pictures(drawn), notes, said, 'Fits', LEGEND)
         (folder/'report.html').write_text(page, encoding='utf-8')
-
-# %% ../../nbs/atoms/08_fit_report.ipynb #54a50c5a
-def _model_file(view, fit):  # as text
-    text = io.StringIO()
-    ase.io.write(text, fit_atoms(view, fit), format='extxyz')
-    return text.getvalue()
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #617a3459
 FIT_COLUMNS = 'truncation', 'roundness', 'diameter_nm', 'focus_nm', 'explained', 'why'  # of a fit's row, in an analysis

@@ -456,9 +456,11 @@ def _moved(p, **by):  # changed by these amounts of `FREER`
     return replace(p, d100=float(np.clip(p.d100, p.d111/3**.5, p.d111*3**.5)))  # beyond these only one family cuts
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #88e11272
-def _derivatives(view, p, how=ROUGH, numbers=NUMBERS):  # of the weighted spectrum (2m, numbers)
-    wave = _waves(view, [p], how)[0]
-    image = _image(view, wave, p, how)
+def _simulated(view, p, how):  # exit wave and image
+    return (w := _waves(view, [p], how)[0]), _image(view, w, p, how)
+
+def _derivatives(view, p, how=ROUGH, numbers=NUMBERS, at=None):  # of the weighted spectrum (2m, numbers); `at`: p's own
+    wave, image = at or _simulated(view, p, how)
     base = _weighted(view, _shifted(image, p.shift))
     by = lambda k, i, shift: p.brightness*(_weighted(view, _shifted(i, shift)) - base)/numbers[k][2]
     moved = {k: _moved(p, **{k: v[2]}) for k, v in numbers.items() if k != 'brightness'}
@@ -493,18 +495,17 @@ def refined(
     numbers:dict=NUMBERS,  # that are refined
 )->ParticleModel:
     "The model turned, moved, grown and refocused so that its image is most like the recorded one."
-    simulated = lambda q: _image(view, _waves(view, [q], how)[0], q, how)
-    image, damping, J = simulated(p), 1., None
-    p = _compared(view, p, image)
+    at, damping, J = _simulated(view, p, how), 1., None
+    p, rough = _compared(view, p, at[1]), COARSE if how == COARSE else ROUGH
     for _ in range(rounds):
-        if J is None: J = _derivatives(view, p, COARSE if how == COARSE else ROUGH, numbers)
-        q = _stepped(view, p, J, image, damping, numbers)
-        new = simulated(q)
-        q = _compared(view, q, new)
+        if J is None: J = _derivatives(view, p, rough, numbers, at if how == rough else None)
+        q = _stepped(view, p, J, at[1], damping, numbers)
+        new = _simulated(view, q, how)
+        q = _compared(view, q, new[1])
         if q.misfit >= p.misfit: damping *= 8
         else:
             done, damping, J = p.misfit - q.misfit < least*p.misfit, max(damping/4, .1), None
-            p, image = q, new
+            p, at = q, new
             if done: break
     return p
 
