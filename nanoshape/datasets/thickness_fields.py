@@ -104,7 +104,7 @@ def _roughness(image, size):  # (n, n): local standard deviation of structures a
     band = blur(small, size/step/4) - blur(small, size/step)
     return np.sqrt(blur(band**2, 2*size/step))[np.ix_(rows, rows)]
 
-def _shown(labels, image, without, c):  # labels of the particles that can be seen at all
+def _shown(labels, image, without, c):  # labels, below 0 for particles that cannot be seen
     area = np.bincount(labels.ravel())
     index = np.flatnonzero(area[1:]) + 1
     mean = lambda a: ndimage.mean(a, labels, index)
@@ -113,7 +113,8 @@ def _shown(labels, image, without, c):  # labels of the particles that can be se
     rough = np.array([rough[o][k] for k, o in enumerate(octave)])
     noise = np.sqrt(np.maximum(mean(image), 0)*image.mean()/c['dose']/area[index])
     change = np.abs(mean(image - without))
-    return np.where(np.isin(labels, index[(change > NOTICED*rough) & (change > ABOVE_NOISE*noise)]), labels, 0)
+    seen, labels = index[(change > NOTICED*rough) & (change > ABOVE_NOISE*noise)], labels.astype(np.int32)
+    return np.where(np.isin(labels, seen), labels, -labels)
 
 # %% ../../nbs/datasets/05_thickness_fields.ipynb #7a2a53ef
 def _counted(image, c, g):
@@ -149,8 +150,8 @@ def thickness_field(
     i:int,  # number of the field
     n:int=256,  # pixels
     choices:dict=CHOICES,
-)->tuple[np.ndarray,np.ndarray,dict]:  # image, from 0 to 1; labels, 0 background, 1 … particles; what was drawn
-    "A random field of particles, float32 (n, n), and its outlines."
+)->tuple[np.ndarray,np.ndarray,dict]:  # image, from 0 to 1; labels; what was drawn
+    "A random field of particles, float32 (n, n), and its outlines: 1 … particles, 0 background, below 0 particles that cannot be seen."
     if unknown := ', '.join(sorted(set(choices) ^ set(CHOICES))):
         raise UserError(f'the choices of a thickness field do not fit: {unknown}')
     g = rng(seed, 'thickness field', i)

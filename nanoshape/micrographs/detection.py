@@ -406,22 +406,23 @@ def _union_share(found, true):  # IoU of all pixels
 RIGHT = .5  # intersection over union
 
 def compare(
-    found:np.ndarray, true:np.ndarray,  # (y, x) labels
+    found:np.ndarray, true:np.ndarray,  # (y, x) labels; in `true`, below 0: not asked for
     sampling:float,  # Å per pixel
     least:float=RIGHT,  # share of the union that makes a particle right
 )->dict:  # n_found, n_true, n_right, pixel_iou, and sums of diameters (Å): of right ones (found, true), of all
     "The counts of one image."
-    true = measure.label(true)
+    not_asked, asked = np.bincount(found[true < 0], minlength=found.max() + 1), true >= 0
+    true = measure.label(true*asked)
     f_area, t_area = np.bincount(found.ravel()), np.bincount(true.ravel())
     f, t, shared = _overlaps(found, true)
     iou = shared/(f_area[f] + t_area[t] - shared)
     sliver = _diameters(t_area, sampling) < SLIVER
-    on_sliver = np.isin(np.arange(len(f_area)), f[sliver[t] & (shared > f_area[f]/2)])
+    forgiven = np.isin(np.arange(len(f_area)), f[sliver[t] & (shared > f_area[f]/2)]) | (not_asked > f_area/2)
     right = (iou >= least) & _is_best(f, iou) & _is_best(t, iou) & ~sliver[t]
-    f_counted, t_counted = _counted(f_area, on_sliver), _counted(t_area, sliver)
+    f_counted, t_counted = _counted(f_area, forgiven), _counted(t_area, sliver)
     total = lambda areas, which: _diameters(areas[which], sampling).sum()
     return dict(n_found=len(f_counted), n_true=len(t_counted), n_right=int(right.sum()),
-                pixel_iou=_union_share(found, true), right_found=total(f_area, f[right]),
+                pixel_iou=_union_share(found*asked, true), right_found=total(f_area, f[right]),
                 right_true=total(t_area, t[right]), all_found=total(f_area, f_counted),
                 all_true=total(t_area, t_counted))
 

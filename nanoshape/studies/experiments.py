@@ -283,10 +283,13 @@ def write_scores(
     for state in Path(out).rglob('state.pt'): state.unlink()
 
 # %% ../../nbs/studies/00_experiments.ipynb #f4fcb01e
-def _trained_detector(dls, out, epochs, lr, seed, arch='unet', **card):  # a U-Net; goes on behind the last finished epoch of a killed training
+def _trained_detector(dls, out, epochs, lr, seed, arch='unet', begin=None, **card):  # a U-Net; resumes a killed training
     out.mkdir(parents=True, exist_ok=True)
-    learn = fit_model(dls, arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', loss=mask_loss, metric=pixel_iou)
-    card = Card(arch=arch, classes=CHANNELS, gpts=WIDTH, log=training_log(out), other=dict(seed=seed, licence=LICENCE, **provenance()), **card)
+    learn = fit_model(dls, arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', loss=mask_loss, metric=pixel_iou,
+                      begin=begin and begin.module)
+    from_network = dict(begin=begin.fingerprint) if begin else {}
+    card = Card(arch=arch, classes=CHANNELS, gpts=WIDTH, log=training_log(out),
+                other=dict(seed=seed, licence=LICENCE, **from_network, **provenance()), **card)
     Network(learn.model, card).save(out/'model.safetensors')
     return Network.load(out/'model.safetensors')
 
@@ -316,11 +319,13 @@ def size_detector(
     seed:int=0,
     bs:int=8,
     workers:int=0,  # processes that make fields; 0: this one
+    begin:Network|None=None,  # one of these, whose training goes on
 )->Network:
     """A U-Net that finds particles at any magnification, trained on thickness fields; goes on behind the last finished epoch of
     a killed training. Writes `out`/model.safetensors."""
     dls = thickness_loaders(fields, seed=seed, bs=bs, workers=workers)
-    return _trained_detector(dls, Path(out), epochs, lr, seed, 'local_unet', sampling=1., any_pixel=True, recipes=['thickness fields'])
+    return _trained_detector(dls, Path(out), epochs, lr, seed, 'local_unet', begin, sampling=1., any_pixel=True,
+                             recipes=['thickness fields'])
 
 # %% ../../nbs/studies/00_experiments.ipynb #38a10b31
 def detections(
