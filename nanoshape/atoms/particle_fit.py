@@ -592,8 +592,8 @@ def _restarts(view, p):  # other bodies at the model's orientation and focus; th
 def _restarted(view, p):  # the best of the model and of what restarts end in
     for _ in range(2):
         if p.explained > ENOUGH: break
-        some = _apart([refined(view, s, 2, ROUGH, 0.) for s in _restarts(view, p)], 4)
-        some = _apart([refined(view, s, 3, ROUGH, 0.) for s in some], 2)
+        some = _restarts(view, p)
+        for steps, most in ((2, 4), (3, 2)): some = sorted([refined(view, s, steps, ROUGH, 0.) for s in some], key=lambda q: q.misfit)[:most]
         q = _best([refined(view, replace(s, edge=FIRM), 8, ROUGH) for s in some])
         if q.misfit > .98*p.misfit: break
         p = q
