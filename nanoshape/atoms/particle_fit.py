@@ -6,11 +6,11 @@
 __all__ = ['TILES', 'CONE', 'VIBRATION', 'FOCUS_STEP', 'FOCUS_REACH', 'SPREADS', 'MTFS', 'CLEAR', 'ALIKE', 'RIM', 'AROUND',
            'BAND', 'LARGEST', 'COARSE', 'ROUGH', 'FINE', 'WAVES', 'BRIGHTNESS', 'SPACING', 'ANGLES', 'RINGS', 'FORMS',
            'PROJECTED', 'ATOMIC', 'OPTICAL', 'PLACE', 'NUMBERS', 'FACETS', 'FREER', 'LIMITS', 'CANDIDATES', 'FOCI',
-           'THINNED', 'ELSEWHERE', 'SOFT', 'FIRM', 'LAST', 'APART', 'OTHER', 'ENOUGH', 'TURN_ERROR', 'FOCUS_ERROR',
-           'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'film_spectrum',
-           'film_foci', 'ParticleView', 'view_particle', 'facet_reaches', 'ParticleModel', 'shaped', 'model_positions',
-           'model_image', 'exit_defocus', 'compared', 'placed', 'beam_directions', 'sized', 'likely_orientations',
-           'refined', 'focus_range', 'ParticleFit', 'refused', 'fit_particle', 'fit_row']
+           'THINNED', 'ELSEWHERE', 'SOFT', 'FIRM', 'LAST', 'APART', 'OTHER', 'ENOUGH', 'RIVAL', 'TURN_ERROR',
+           'FOCUS_ERROR', 'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'BY_CHANCE', 'AHEAD', 'EXPLAINED',
+           'film_spectrum', 'film_foci', 'ParticleView', 'view_particle', 'facet_reaches', 'ParticleModel', 'shaped',
+           'model_positions', 'model_image', 'exit_defocus', 'compared', 'placed', 'beam_directions', 'sized',
+           'likely_orientations', 'refined', 'focus_range', 'ParticleFit', 'refused', 'fit_particle', 'fit_row']
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #cbe511d1
 from collections.abc import Sequence
@@ -128,7 +128,7 @@ class ParticleView:
     @property
     def n(self)->int: return self.image.shape[-1]
     @property
-    def half(self)->float: return .75*self.reach + 8  # Å, of the models' cell along the beam
+    def half(self)->float: return .65*self.reach + 6  # Å, of the models' cell along the beam
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #9be09f2a
 def _weighted(view, images):  # spectra (..., m) of what is in the window, over the noise
@@ -202,6 +202,7 @@ class ParticleModel:
     body: tuple[float,float,float] = (0., 0., 0.)  # Å, the body's centre from the atom at 0, along the cubic axes
     facets: tuple[float,...] = ()  # Å, by which each of 26 facets lies farther out, {100}, {111} and {110}; none: not at all
     edge: float = 0.  # Å over which the surface is soft; 0: sites are full or empty
+    lattice: float = 1.  # lattice constant over the element's; a wrong pixel size looks the same
     defocus: float = 0.  # Å, > 0 is underfocus, from the plane of the atom at 0
     focal_spread: float = 40.  # Å, 1/e half-width
     mtf: float = .5  # of the camera at Nyquist
@@ -250,7 +251,7 @@ def _depths(p, sites):  # Å below the surface (n,), < 0 outside; sites (n, 3) a
 # %% ../../nbs/atoms/07_particle_fit.ipynb #f6f76b44
 def _sites(p, element):  # of the lattice (n, 3), Å, around the body, and how full they are
     reach = min(p.radius, 3**.5*(p.d111 + max(p.facets, default=0))) + max(map(abs, p.body)) + 4*p.edge
-    sites = fcc_points(lattice_constant(element), reach, np.zeros(3))
+    sites = fcc_points(p.lattice*lattice_constant(element), reach, np.zeros(3))
     depth = _depths(p, sites) + 1e-9
     full = 1/(1 + np.exp(-np.clip(depth/p.edge, -9, 9))) if p.edge else (depth > 0).astype(float)
     return sites[full > .02], full[full > .02]
@@ -471,13 +472,13 @@ def likely_orientations(
 # %% ../../nbs/atoms/07_particle_fit.ipynb #63cae233
 ATOMIC = dict(  # numbers that move atoms: width of the prior of a step, largest step, step of the derivative; rad, Å
     rx=(.05, .03, .002), ry=(.05, .03, .002), rz=(.05, .03, .002), bx=(1.5, 1., .2), by=(1.5, 1., .2), bz=(1.5, 1., .2),
-    d111=(3., 2., .2), d100=(3., 2., .2), radius=(3., 2., .2))
+    d111=(3., 2., .2), d100=(3., 2., .2), radius=(3., 2., .2), lattice=(.005, .005, .001))
 OPTICAL = dict(defocus=(60., 40., 5.), mtf=(.3, .2, -.03), focal_spread=(20., 15., 4.))  # the others; Å
 PLACE = dict(y=(2., 1.5, .1), x=(2., 1.5, .1), brightness=(.3, .3, .01))  # pixels
 NUMBERS = ATOMIC | OPTICAL | PLACE
 FACETS = {f'facet{k}': (1.5, 1., .2) for k in range(26)}  # of a freer model, Å
 FREER = ATOMIC | FACETS | OPTICAL | dict(astigmatism_x=(20., 15., 3.), astigmatism_y=(20., 15., 3.)) | PLACE
-LIMITS = dict(mtf=(.1, 1.), focal_spread=(15., 100.))
+LIMITS = dict(mtf=(.1, 1.), focal_spread=(15., 100.), lattice=(.98, 1.02))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #2ab8bf6c
 def _turned(p, v):  # by a rotation vector
@@ -565,7 +566,7 @@ ELSEWHERE = np.r_[-100:101:20]  # Å: foci that are tried once more, from the mo
 SOFT, FIRM, LAST = .6, .4, (.2, .12)  # Å, surfaces of models: of the first steps; of the later; of the best one's last
 APART = np.radians(.8), 25.  # rad, and Å of focus, between models that are followed
 OTHER = np.radians(5)  # from there on it is another orientation
-ENOUGH = .98  # of what is beyond noise: nothing more is tried
+ENOUGH, RIVAL = .97, .1  # of what is beyond noise: nothing more is tried; by how much less a second model may explain
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #370ad81a
 def _near(p, q): return abs(p.defocus - q.defocus) < APART[1] and misorientation(p.rotation, q.rotation) < APART[0]
@@ -583,10 +584,11 @@ _OTHER_TURNS = np.radians(2.5)*np.array([(np.cos(a), np.sin(a), 0) for a in np.a
 
 def _restarts(view, p):  # other bodies at the model's orientation and focus; the same one elsewhere in the lattice, or turned
     forms = [sized(view, p.rotation, t, .15, body=p.body, shift=p.shift, defocus=p.defocus, edge=SOFT,
-                   focal_spread=p.focal_spread, mtf=p.mtf) for t in _OTHER_FORMS]
+                   focal_spread=p.focal_spread, mtf=p.mtf, lattice=p.lattice) for t in _OTHER_FORMS]
     a = lattice_constant(view.element)
     places = [replace(p, body=tuple(np.add(p.body, a*o)), edge=SOFT) for o in _OTHER_PLACES]
-    return forms + places + [replace(_turned(p, v), edge=SOFT) for v in _OTHER_TURNS]
+    turned = [replace(_turned(p, v), edge=SOFT) for v in _OTHER_TURNS]
+    return placed(view, forms + places + turned, [p.defocus])
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #fdaf831a
 def _restarted(view, p):  # the best of the model and of what restarts end in
@@ -613,8 +615,9 @@ def _searched(view, tell):  # the best models, the best first; `tell` is called 
                         for p in own], most)
         if k == 2: found = _apart([_refocused(view, p) for p in found], most)
         tell(done := done + (.3, .1, .1, .05)[k])
-    for k, p in enumerate(found[:2]):
-        if max(q.explained for q in found) < ENOUGH: found[k] = _restarted(view, p)
+    rivals = [k for k, p in enumerate(found[:2]) if p.explained > found[0].explained - RIVAL]
+    for k in rivals:
+        if max(q.explained for q in found) < ENOUGH: found[k] = _restarted(view, found[k])
     tell(.85)
     return _apart([refined(view, p, 6) for p in found], len(found))
 
@@ -762,5 +765,4 @@ def fit_row(
         diameter_nm=feret(at[:, :2])[0]/NM, **ends, beam_h=beam[0], beam_k=beam[1],
         beam_l=beam[2],
         tilt_deg_sd=fit.tilt_deg[1], focus_nm=exit_defocus(p, element)/NM, focus_nm_sd=float(d['defocus'])/NM,
-        focal_spread_nm=p.focal_spread/NM, mtf=p.mtf,
-        atoms=len(at))
+        focal_spread_nm=p.focal_spread/NM, mtf=p.mtf, lattice=p.lattice, atoms=len(at))
