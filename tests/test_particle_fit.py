@@ -15,9 +15,9 @@ from scipy.spatial.transform import Rotation
 import nanoshape.atoms.fit_report as fit_report
 import nanoshape.atoms.particle_fit as particle_fit
 from nanoshape.atoms.fit_report import fringed_particles, particle_fits, write_fits
-from nanoshape.atoms.particle_fit import (FINE, ParticleFit, ParticleModel, beam_directions, compared, exit_defocus, facet_reaches, film_spectrum,
-                                          fit_row, likely_orientations, model_image, model_positions, placed, refined, refused, shaped, sized,
-                                          view_particle)
+from nanoshape.atoms.particle_fit import (FINE, ParticleFit, ParticleModel, beam_directions, compared, exit_defocus, facet_reaches, film_foci,
+                                          film_spectrum, fit_row, likely_orientations, model_image, model_positions, placed, refined, refused,
+                                          shaped, sized, view_particle)
 from nanoshape.cli import main
 from nanoshape.core import NM, UserError, read_json, torch_rng
 from nanoshape.micrographs.reading import Micrograph
@@ -60,6 +60,29 @@ def test_white_noise_has_a_flat_spectrum_of_its_variance():
     assert np.allclose(power[2:24], .01, rtol=.12) and f[24] == pytest.approx(.5)
     with pytest.raises(UserError, match='too little background'):
         film_spectrum(noise, np.zeros(noise.shape, bool))
+
+
+@pytest.mark.parametrize('Cs, defocus', [(-1e5, 150.), (-1e5, -190.), (1.2e7, 640.), (1.2e7, 420.)])
+def test_the_rings_of_a_film_tell_its_focus(Cs, defocus):
+    """Rings by the textbook's formula, with noise; with a corrector under- and overfocus look alike, but one of both is right."""
+    n, s, l = 48, .55, .019687
+    f = np.arange(33)/n
+    g = f/s
+    chi = np.pi*l*defocus*g**2 - np.pi/2*Cs*l**3*g**4
+    damped = np.exp(-2*(np.pi*l*40*g**2/2)**2 - 2*(3e-4*np.pi*(defocus*g - Cs*l**2*g**3))**2 - 2*(1.5*g)**2)
+    power = (1 + 4*np.sin(chi)**2*damped)*np.random.default_rng(0).normal(1, .02, len(f))
+    found = np.array(film_foci(f, power, s, 300e3, Cs))
+    assert len(found) and np.abs(found - defocus).min() < 25
+    if Cs > 1e6: assert np.abs(found - defocus).max() < 60
+    assert film_foci(f, 1 + .02*np.random.default_rng(1).normal(size=len(f)), s, 300e3, Cs) == []  # no film
+
+
+def test_foci_are_searched_around_the_films_and_else_in_a_wide_range(seen):
+    view = replace(seen[2], foci=(120.,))
+    far = view.reach/2 + 10
+    assert np.allclose(particle_fit.focus_range(view), 120 + far*np.linspace(-1, 1, 5))
+    assert np.ptp(particle_fit.focus_range(replace(view, foci=()))) == 560
+    assert particle_fit.focus_range(replace(view, foci=(), Cs=1.2e7)).mean() == pytest.approx((1.5*1.2e7*.019687)**.5, rel=.01)  # Scherzer's
 
 
 def test_a_model_is_made_of_the_elements_lattice_and_turns_with_its_rotation():
@@ -105,7 +128,7 @@ def test_derivatives_are_those_of_the_model(seen):
     spectrum = lambda p: particle_fit._weighted(view, p.brightness*particle_fit._shifted(
         particle_fit._image(view, particle_fit._waves(view, [p], FINE)[0], p, FINE), p.shift))
     J, names = particle_fit._derivatives(view, true, FINE, particle_fit.FREER), [*particle_fit.FREER]
-    by = dict(facet3=-.1, facet9=-.1, astigmatism_x=2, astigmatism_y=2, defocus=2, mtf=-.01, x=.05, y=.05,
+    by = dict(lattice=.0005, facet3=-.1, facet9=-.1, astigmatism_x=2, astigmatism_y=2, defocus=2, mtf=-.01, x=.05, y=.05,
               rz=.001, rx=.001, d111=-.1, d100=-.1, radius=-.1, bx=.1, bz=-.1, brightness=.02)
     for k, d in by.items():
         q = replace(true, brightness=true.brightness + d) if k == 'brightness' else particle_fit._moved(true, **{k: d})
@@ -325,3 +348,41 @@ def test_a_body_that_grows_too_large_fits_badly_and_raises_nothing(seen):
     view, true = seen[2:]
     huge, = compared(view, [replace(true, d111=90., d100=90., radius=120.)], particle_fit.ROUGH)
     assert huge.misfit > compared(view, [true], particle_fit.ROUGH)[0].misfit + .5
+
+
+def test_a_wrong_pixel_size_is_a_wrong_lattice_constant(seen):
+    mic, labels, _, true = seen
+    view = view_particle(replace(mic, sampling=1.01*PIXEL), labels, 1)
+    start, = placed(view, [replace(true, edge=.4, d111=1.01*true.d111, d100=1.01*true.d100, radius=1.01*true.radius)], [true.defocus])
+    p = refined(view, start, 12, particle_fit.ROUGH)
+    assert p.lattice == pytest.approx(1.01, abs=.001) and p.explained > .95
+
+
+def test_what_ends_at_another_focus_is_found_again(seen):
+    view, true = seen[2:]
+    wrong, = placed(view, [replace(true, edge=.4)], [true.defocus + 75.])
+    p = particle_fit._refocused(view, refined(view, wrong, 2, particle_fit.ROUGH))
+    assert abs(p.defocus - true.defocus) < 10 and p.misfit < wrong.misfit
+
+
+def test_a_restart_finds_an_orientation_a_few_degrees_off(seen):
+    """A model in another minimum: turned by 2.5° and misplaced by as much as keeps part of the fringes in step."""
+    view, true = seen[2:]
+    stuck = replace(true, rotation=axis_angle((1, .3, 0), np.radians(2.5))@true.rotation, shift=(true.shift[0] + 1.2, true.shift[1] - 1.))
+    starts = particle_fit._restarts(view, compared(view, [stuck], particle_fit.ROUGH)[0])
+    near = min(starts, key=lambda q: misorientation(q.rotation, true.rotation) + abs(q.truncation - stuck.truncation))
+    assert len(starts) == 14 and misorientation(near.rotation, true.rotation) < np.radians(1.5)
+    assert np.hypot(*np.subtract(near.shift, true.shift)) < 1.6  # placed anew
+
+
+def test_the_curvature_is_that_of_a_profile(seen):
+    """χ² with the focus held two standard deviations off and all else refined: four more, but for what the noise's estimate lacks."""
+    view, true = seen[2:]
+    p = refined(view, replace(true, edge=.4), 8, particle_fit.ROUGH, 0.)
+    J = particle_fit._derivatives(view, p)
+    sd = np.sqrt(np.diag(np.linalg.inv(particle_fit._curvature(view, J) + particle_fit._prior(particle_fit.NUMBERS))))
+    sd = sd[[*particle_fit.NUMBERS].index('defocus')]
+    others = {k: v for k, v in particle_fit.NUMBERS.items() if k != 'defocus'}
+    rise = [view.freedom*(refined(view, replace(p, defocus=p.defocus + side*2*sd), 4, particle_fit.ROUGH, 0., others).misfit - p.misfit)
+            for side in (-1, 1)]
+    assert 1 < np.mean(rise) < 9, rise
