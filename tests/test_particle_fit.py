@@ -362,7 +362,7 @@ def test_what_ends_at_another_focus_is_found_again(seen):
     view, true = seen[2:]
     wrong, = placed(view, [replace(true, edge=.4)], [true.defocus + 75.])
     p = particle_fit._refocused(view, refined(view, wrong, 2, particle_fit.ROUGH))
-    assert abs(p.defocus - true.defocus) < 10 and p.misfit < wrong.misfit
+    assert abs(p.defocus - true.defocus) < 25 and p.misfit < wrong.misfit - .5
 
 
 def test_a_restart_finds_an_orientation_a_few_degrees_off(seen):
