@@ -1,4 +1,5 @@
 """Structures measured: sizes, distances, directions."""
+import ase.io
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -200,6 +201,67 @@ def test_damaged_files_say_so(suffix, damage, tmp_path):
         assert path.name in str(e) and '\n' not in str(e)
     else:
         assert damage == 'nan' and np.isfinite(atoms.positions).all()  # the number was not a coordinate
+
+
+LAMMPS = """cerium oxide
+
+3 atoms
+2 atom types
+0 5.4 xlo xhi
+0 5.4 ylo yhi
+0 5.4 zlo zhi
+
+Masses
+
+1 140.116
+2 15.999
+
+Atoms # charge
+
+1 1 2.4 0.0 0.0 0.0
+2 2 -1.2 1.35 1.35 1.35
+3 2 -1.2 4.05 1.35 1.35
+"""
+
+
+def test_structures_that_simulations_leave_are_read(tmp_path):
+    scene = assemble(particle('cube', 12, rng(0), 'Pt'), 40)
+    for name, kind in (('POSCAR', 'vasp'), ('a.vasp', 'vasp'), ('a.pdb', 'proteindatabank')):
+        ase.io.write(tmp_path/name, scene, format=kind)
+        back = read_structure(tmp_path/name)
+        assert (back.numbers == 78).all() and np.allclose(back.positions, scene.positions, atol=2e-3)
+        assert np.allclose(back.cell, scene.cell, atol=2e-3)
+    (tmp_path/'a.lmp').write_text(LAMMPS)
+    with pytest.warns(UserWarning, match='a.lmp gives charges: they are left out'): oxide = read_structure(tmp_path/'a.lmp')
+    assert str(oxide.symbols) == 'CeO2' and np.allclose(oxide.positions[2], [4.05, 1.35, 1.35]) and not oxide.get_initial_charges().any()
+
+
+def test_a_lammps_file_that_names_no_elements_is_refused(tmp_path):
+    (tmp_path/'a.data').write_text(LAMMPS.replace('Masses\n\n1 140.116\n2 15.999\n\n', ''))
+    with pytest.raises(UserError, match='does not say which elements') as e: read_structure(tmp_path/'a.data')
+    one_sentence(e)
+
+
+def test_occupancies_of_a_pdb(tmp_path):
+    line = 'ATOM  {n:5d} {s:>2}   MOL     1    {x:8.3f}{x:8.3f}{x:8.3f}{p:6.2f}{b:6.2f}          {s:>2}\n'
+    write = lambda p, b: (tmp_path/'a.pdb').write_text(''.join(line.format(n=k, s='AU', x=3.*k, p=p, b=b) for k in range(1, 401)) + 'END\n')
+    write(.5, .6)
+    with pytest.warns(UserWarning, match='Biso of Au 0.6'): half = read_structure(tmp_path/'a.pdb')
+    assert 150 < len(half) < 250 and np.allclose(half.arrays['b_factor'], .6)
+    write(0., 0.)  # as programs write it that do not know
+    assert len(read_structure(tmp_path/'a.pdb')) == 400
+
+
+@pytest.mark.parametrize('name', ['POSCAR', 'a.pdb', 'a.lmp'])
+@pytest.mark.parametrize('damage', ['empty', 'cut', 'noise'])
+def test_damaged_files_of_simulations_say_so(name, damage, tmp_path):
+    path, scene = tmp_path/name, assemble(particle('cube', 12, rng(0)), 40)
+    if name == 'a.lmp': path.write_text(LAMMPS)
+    else: ase.io.write(path, scene, format={'POSCAR': 'vasp', 'a.pdb': 'proteindatabank'}[name])
+    data = path.read_bytes()
+    path.write_bytes({'empty': b'', 'cut': data[:60], 'noise': rng(0).bytes(3000)}[damage])
+    with pytest.raises(UserError, match=name) as e: read_structure(path)
+    one_sentence(e)
 
 
 CEL = """a site of gold and palladium, one of gold, one of oxygen in one cell of ten
