@@ -13,7 +13,8 @@ from bs4 import BeautifulSoup
 from conftest import ROOT
 from dm import write_dm
 
-TEXTS = [ROOT/p for p in ('README.md', 'data/README.md', 'docs/commands.md', 'docs/contents.md', 'docs/glossary.md')]
+TEXTS = [ROOT/p for p in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'data/README.md', 'docs/commands.md', 'docs/contents.md',
+                          'docs/glossary.md')]
 
 
 def loaded(name):
