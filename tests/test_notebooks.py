@@ -164,6 +164,11 @@ def test_solutions_are_folded_with_what_they_print():
     assert len(metadata) > 20 and all(m['jupyter'] == {'source_hidden': True, 'outputs_hidden': True} for m in metadata)
 
 
+def test_the_line_that_a_folded_solution_shows_is_not_the_answer():
+    first = [''.join(c['source']).splitlines()[0] for p in READING for c in cells(p) if 'solution' in c['metadata'].get('tags', [])]
+    assert len(first) > 20 and set(first) == {'# A solution:'}
+
+
 @pytest.mark.parametrize('path', **ids(ALL))
 def test_no_error_and_no_path_of_a_machine_in_outputs(path):
     for c in cells(path):
