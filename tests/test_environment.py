@@ -59,8 +59,14 @@ def test_installed_is_what_is_pinned(pins):
     from importlib.metadata import distributions
     have = {name(d.metadata['Name']): d.version for d in distributions()}
     assert not {k: (have[k], v) for k, v in pins.items() if k in have and have[k] != v}
-    unpinned = set(have) - set(pins) - {'nanoshape', 'pip', 'setuptools', 'wheel'}
+    unpinned = set(have) - set(pins) - {'nanoshape', 'pip'}
     assert not unpinned, f'not in constraints.txt: {sorted(unpinned)}'
+
+
+def test_what_builds_the_package_is_pinned(root, pins):
+    import tomllib
+    wanted = map(Requirement, tomllib.loads((root/'pyproject.toml').read_text())['build-system']['requires'])
+    assert {name(r.name): str(r.specifier) for r in wanted} == {k: f'=={pins[k]}' for k in ('setuptools', 'wheel')}
 
 
 def test_citation_is_valid_yaml(root):
