@@ -73,7 +73,7 @@ def _scherzer(energy, Cs):  # Å, where there is no corrector; else 0
     return (1.5*Cs*wavelength(energy))**.5 if Cs > 1e6 else 0.
 
 def _unexplained(power, rings):  # of a spectrum (n,), relative, by a white one and rings (n,) together
-    return nnls(np.stack([np.ones_like(power), rings/rings.max()], 1)/power[:, None], np.ones_like(power))[1]**2
+    return nnls(np.stack([np.ones_like(power), rings/max(rings.max(), 1e-30)], 1)/power[:, None], np.ones_like(power))[1]**2
 
 def _ring_errors(g, n, power, sampling, energy, Cs, foci):  # of each focus; g: indices of the spectrum's frequencies
     carbon, out = scattering_factor('C')(g/(n*sampling)), np.full(len(foci), np.inf)

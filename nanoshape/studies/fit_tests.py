@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
+
+# %% ../../nbs/studies/05_fit_tests.ipynb #5c20dba4
 from ..atoms.fit_report import fit_atoms
 from ..atoms.particle_fit import ParticleFit, ParticleView, exit_defocus
 from ..core import NM, UserError, project_root, torch_rng
@@ -25,6 +27,8 @@ from ..simulate.structures import lattice_constant
 # %% ../../nbs/studies/05_fit_tests.ipynb #d2945050
 OTHER_FORMS = ['rhombic dodecahedron', 'tetrahedron', 'triangular bipyramid', 'rod', 'hollow sphere', 'twinned crystal', 'several crystals',
                'Ino decahedron', 'icosahedron', 'agglomerate', 'amorphous']
+
+# %% ../../nbs/studies/05_fit_tests.ipynb #086481a6
 KINDS = {  # keys of the recipe
     'corrected': {}, 'uncorrected': dict(Cs_um=1200, defocus_nm={'uniform': [50, 90]}),
     'other forms': dict(classes=OTHER_FORMS, weights=[1]*len(OTHER_FORMS)),
@@ -71,6 +75,7 @@ def _along_beam(true, fitted):  # the fitted atoms where they are nearest to the
     apart = [np.median(tree.query(fitted + [0, 0, z])[0]) for z in shifts]
     return fitted + [0, 0, shifts[np.argmin(apart)]], float(min(apart))
 
+# %% ../../nbs/studies/05_fit_tests.ipynb #cac7ae74
 def columns_right(
     true:np.ndarray, fitted:np.ndarray,  # (n, 3), Å
     turn:np.ndarray,  # (3, 3), the true crystal's rotation
