@@ -606,6 +606,7 @@ def _refocused(view, p):  # the model, or a better one at another focus
     others = [q for q in placed(view, [p], p.defocus + ELSEWHERE, 3) if abs(q.defocus - p.defocus) > 15]
     return _best([p, *(refined(view, q, 3, ROUGH, 0.) for q in others)])
 
+# %% ../../nbs/atoms/07_particle_fit.ipynb #251281e0
 def _searched(view, tell):  # the best models, the best first; `tell` is called with the share that is done
     starts = [replace(p, edge=SOFT) for p in likely_orientations(view, CANDIDATES)]; tell(.15)
     found, done = placed(view, starts, focus_range(view), FOCI), .2

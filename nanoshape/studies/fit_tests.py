@@ -25,14 +25,14 @@ from ..simulate.microscope import expose
 from ..simulate.structures import lattice_constant
 
 # %% ../../nbs/studies/05_fit_tests.ipynb #d2945050
-OTHER_FORMS = ['rhombic dodecahedron', 'tetrahedron', 'triangular bipyramid', 'rod', 'hollow sphere', 'twinned crystal', 'several crystals',
-               'Ino decahedron', 'icosahedron', 'agglomerate', 'amorphous']
+OTHER_FORMS = ['rhombic dodecahedron', 'tetrahedron', 'triangular bipyramid', 'rod', 'hollow sphere', 'twinned crystal',
+               'several crystals', 'Ino decahedron', 'icosahedron', 'agglomerate', 'amorphous']
 
 # %% ../../nbs/studies/05_fit_tests.ipynb #086481a6
 KINDS = {  # keys of the recipe
     'corrected': {}, 'uncorrected': dict(Cs_um=1200, defocus_nm={'uniform': [50, 90]}),
     'other forms': dict(classes=OTHER_FORMS, weights=[1]*len(OTHER_FORMS)),
-    'unequal facets': dict(irregularity=.2, astigmatism_x_nm={'uniform': [-4, 4]}, astigmatism_y_nm={'uniform': [-4, 4]})}
+    'unequal facets': dict(irregularity=.2, **{f'astigmatism_{k}_nm': {'uniform': [-4, 4]} for k in 'xy'})}
 
 # %% ../../nbs/studies/05_fit_tests.ipynb #1bcd4441
 def fit_recipe(
@@ -44,7 +44,7 @@ def fit_recipe(
     **keys,  # other keys of the recipe
 )->Recipe:
     "The particles of a test. Raises `UserError` for an unknown kind."
-    if what not in KINDS: raise UserError(f'there are no particles {what!r} to be fitted: choose one of {", ".join(KINDS)}')
+    if what not in KINDS: raise UserError(f'there are no particles {what!r}: choose one of {", ".join(KINDS)}')
     size = size_nm[0] if len(size_nm) == 1 else {'uniform': [*size_nm]}
     return load_recipe(project_root()/'data/recipes/particle_fit.yaml', structures=particles, size_nm=size, dose=dose,
                        seed=7100 + 100*[*KINDS].index(what) + seed, **KINDS[what], **keys)
@@ -56,7 +56,8 @@ def recorded_particle(
     pixel:float=.2,  # Å, of the exact image
     assumed_kev:float=0.,  # what the file says; 0: the truth
 )->tuple[Micrograph,np.ndarray,dict]:  # a micrograph, the true outline (y, x), and the truth
-    "Sample i as a micrograph, by the exact path. The truth holds `focus_nm` from the particle's exit side, and `positions` (n, 3) in Å."
+    """Sample i as a micrograph, by the exact path. The truth holds `focus_nm` from the particle's exit side, and
+    `positions` (n, 3) in Å."""
     (atoms, truth), m = sample(recipe, i), conditions(recipe, [i])
     exact = exact_image(recipe, i, phonons, pixel, atoms)[None]
     image = expose(exact, m, recipe.sampling, torch_rng(recipe.seed, 'noise', i))[0].numpy()
@@ -64,7 +65,8 @@ def recorded_particle(
     kev = assumed_kev or float(truth['energy_kev'])
     own = atoms[atoms.symbols == truth['element']].positions
     told = truth | dict(focus_nm=(float(m.defocus) - truth['support'])/NM, positions=own)
-    return Micrograph(image, truth['sampling'], f'particle {i}', voltage=1e3*kev, Cs=float(m.Cs)), outline.astype(int), told
+    mic = Micrograph(image, truth['sampling'], f'particle {i}', voltage=1e3*kev, Cs=float(m.Cs))
+    return mic, outline.astype(int), told
 
 # %% ../../nbs/studies/05_fit_tests.ipynb #858bb909
 ZONES = np.array([(1, 0, 0), (0, 1, 0), (0, 0, 1), *[(0, 1, s) for s in (1, -1)], *[(1, 0, s) for s in (1, -1)],
@@ -93,14 +95,16 @@ def columns_right(
 def fit_errors(
     view:ParticleView, fit:ParticleFit,
     truth:dict,  # of `recorded_particle`
-)->dict:  # `off_deg`, `focus_error_nm`; of an accepted fit `heights_right`, `atoms_apart` (Å), and whether its ranges hold the truth
-    "How far a fit of a single crystal is from the truth."
+)->dict:  # plain values
+    """How far a fit of a single crystal is from the truth: `off_deg`, `focus_error_nm`; of an accepted one `heights_right`,
+    `atoms_apart` (Å), and whether its ranges hold the truth."""
     turn = Rotation.from_rotvec([truth[f'rotation_{k}'] for k in 'xyz']).as_matrix()
     out = dict(off_deg=float(np.degrees(misorientation(fit.model.rotation, turn))),
                focus_error_nm=exit_defocus(fit.model, truth['element'])/NM - truth['focus_nm'])
     if not fit.accepted: return out
-    holds = {f'{k}_in_{s}': bool(low <= t <= high) for k, t in (('truncation', truth['truncation']), ('diameter', truth['feret_max']))
+    true = dict(truncation=truth['truncation'], diameter=truth['feret_max'])
+    holds = {f'{k}_in_{s}': bool(low <= t <= high) for k, t in true.items()
              for s, (low, high) in zip((68, 95), fit.ranges[k])}
-    fitted = fit_atoms(view, fit).positions - [view.sampling/2, view.sampling/2, 0]  # from the middle of the first pixel
+    fitted = fit_atoms(view, fit).positions - [*[view.sampling/2]*2, 0]  # from the middle of the first pixel
     right, apart = columns_right(truth['positions'], fitted, turn, lattice_constant(truth['element']))
     return out | dict(heights_right=right, atoms_apart=apart) | holds
