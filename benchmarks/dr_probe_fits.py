@@ -43,6 +43,7 @@ def main():
         positions, cell, made, pictures = f['positions'], f['cell'], json.loads(str(f['params'])), f['images_model1']
     sampling, rows = made['pixel_A'][0], []
     atoms = Atoms(['Au']*len(positions), positions, cell=cell)
+    atoms.set_array('particle', np.zeros(len(atoms), int))
     outline = (particle_map(atoms, sampling, pictures.shape[-1], cell[0]) > 0).astype(int)
     below = cell[2] - positions[:, 2].max()
     truth = dict(element='Au', truncation=1/3, feret_max=feret(positions[:, :2])[0], positions=positions,
