@@ -49,7 +49,7 @@ def main():
     truth = dict(element='Au', truncation=1/3, feret_max=feret(positions[:, :2])[0], positions=positions,
                  **dict(zip(('rotation_x', 'rotation_y', 'rotation_z'), rotation(positions).as_rotvec())))
     for C1, picture in zip(made['defocus_C1_nm_model1'], pictures):
-        counts = rng(0, 'noise', int(10*C1)).poisson(np.clip(picture.T, 0, None)*a.dose*sampling**2).astype(np.float32)
+        counts = rng(0, 'noise', f'{C1:g}').poisson(np.clip(picture.T, 0, None)*a.dose*sampling**2).astype(np.float32)
         truth['focus_nm'], start = -C1 - below/NM, time.time()
         view = view_particle(Micrograph(counts, sampling, f'C1 {C1:g} nm', voltage=300e3, Cs=10*made['C3_nm']), outline, 1, 'Au')
         fit = fit_particle(view)
