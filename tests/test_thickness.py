@@ -67,6 +67,13 @@ def test_fields_repeat_differ_and_show_what_their_labels_say():
     with pytest.raises(UserError, match='do not fit'): thickness_field(0, 0, 64, {**CHOICES, 'colour': 1})
 
 
+def test_particles_that_cannot_be_seen_have_negative_labels():
+    faint, plain = ({**CHOICES, 'empty': 0, 'particle': p, 'brightness': 1., 'cover': .1, 'negative': 0} for p in (.002, 1.))
+    hidden, shown = ([thickness_field(2, k, 128, c)[1] for k in range(8)] for c in (faint, plain))
+    assert sum((l < 0).sum() for l in hidden) > 20*sum((l > 0).sum() for l in hidden)
+    assert sum((l > 0).sum() for l in shown) > 5*sum((l < 0).sum() for l in shown)
+
+
 @pytest.mark.parametrize('dark_field', [0, 1])
 def test_particles_are_dark_in_bright_field_and_bright_in_dark_field(dark_field):
     plain = {**CHOICES, 'negative': 0, 'dark_field': dark_field, 'cover': .1, 'empty': 0}

@@ -115,7 +115,7 @@ def summarise_fits(m:Micrograph, table:pd.DataFrame, asked:int)->str:
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #9e883510
 CAUTION = ('A fit that is accepted says that the image could have been made by this model, and that other orientations '
-           'explain it less well. It assumes one crystal, a known voltage, pixel size and spherical aberration, and an '
+           'explain it less well. It assumes one crystal, a known voltage and spherical aberration, a pixel size known within 2 %, and an '
            'amorphous film. Limits: correlation clearly above that by chance, another orientation worse by '
            f'{AHEAD:.0f} in χ², {EXPLAINED:.0%} of what is beyond noise explained; these are choices of this project.')
 LEGEND = ('Also in fits.csv. misfit: mean square of the difference over that of the noise; explained: share of what is '
