@@ -366,13 +366,47 @@ def test_what_ends_at_another_focus_is_found_again(seen):
 
 
 def test_a_restart_finds_an_orientation_a_few_degrees_off(seen):
-    """A model in another minimum: turned by 2.5° and misplaced by as much as keeps part of the fringes in step."""
+    """A model tilted by 2.5°, turned by half a turn about the beam, which its spectrum doesn't tell, misplaced and out of focus."""
     view, true = seen[2:]
-    stuck = replace(true, rotation=axis_angle((1, .3, 0), np.radians(2.5))@true.rotation, shift=(true.shift[0] + 1.2, true.shift[1] - 1.))
-    starts = particle_fit._restarts(view, compared(view, [stuck], particle_fit.ROUGH)[0])
-    near = min(starts, key=lambda q: misorientation(q.rotation, true.rotation) + abs(q.truncation - stuck.truncation))
-    assert len(starts) == 14 and misorientation(near.rotation, true.rotation) < np.radians(1.5)
-    assert near.shift != stuck.shift and all(v == round(v) for q in starts for v in q.shift)  # placed anew, on whole pixels
+    wrong = axis_angle((0, 0, 1), np.pi)@axis_angle((1, .3, 0), np.radians(2.5))@true.rotation
+    stuck, = compared(view, [replace(true, rotation=wrong, shift=(true.shift[0] + 1.2, true.shift[1] - 1.), defocus=true.defocus + 60)],
+                      particle_fit.ROUGH)
+    assert stuck.explained < .5
+    best = particle_fit._other_tilts(view, stuck)[0]
+    assert misorientation(best.rotation, true.rotation) < np.radians(.4) and abs(best.defocus - true.defocus) < 15 and best.explained > .9
+
+
+def test_tilts_lie_as_close_as_descents_come_back_from():
+    at = particle_fit._hexagons(1., 4.)
+    apart = np.linalg.norm(at[:, None] - at, axis=-1)
+    assert len(at) == 61 and np.allclose(np.sort(apart, 1)[:, 1], 1) and np.hypot(*at.T).max() == pytest.approx(4)
+
+
+def test_another_body_takes_the_place_of_a_wrong_one(seen):
+    """A ball where a facetted crystal was recorded, at its place: forms that differ start anew, and come near."""
+    view, true = seen[2:]
+    ball = shaped(true.rotation, view.reach, .5, 1., body=true.body, shift=true.shift, defocus=true.defocus, edge=particle_fit.SOFT)
+    ball, = compared(view, [ball], particle_fit.ROUGH)
+    best = particle_fit._other_bodies(view, ball)[0]
+    assert best.explained > .9 and abs(best.truncation - true.truncation) < .1
+
+
+def test_an_image_moves_by_whole_pixels_as_by_fractions():
+    image = torch.rand(3, 24, 24)
+    by_phase = particle_fit._shifted(image, (2 + 1e-9, -5 + 1e-9))
+    assert torch.allclose(particle_fit._shifted(image, (2., -5.)), by_phase, atol=1e-5)
+    assert particle_fit._shifted(image, (2., -5.))[0, 2, 19] == image[0, 0, 0]
+
+
+def test_noise_takes_little_off_what_has_to_be_explained(seen):
+    """Two standard deviations of the noise's power, relative to what is beyond it; at most 5 %."""
+    view = seen[2]
+    strong = replace(view, recorded=torch.full((1000,), 3 + 0j), freedom=800.)
+    assert particle_fit._by_noise(strong) == pytest.approx(2*(2/800)**.5/8)
+    weak = replace(view, recorded=torch.full((1000,), 1.1**.5 + 0j), freedom=800.)
+    assert particle_fit._by_noise(weak) == .05 == particle_fit._by_noise(replace(view, recorded=torch.full((9,), .9 + 0j)))
+    p = replace(seen[3], misfit=1.1, explained=.94, correlation=.6)
+    assert 'no model fits' in refused(p, [.1], 100.) and refused(p, [.1], 100., .02) == ''
 
 
 def test_the_curvature_is_that_of_a_profile(seen):

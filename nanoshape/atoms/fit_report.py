@@ -26,7 +26,7 @@ from ..micrographs.reading import Micrograph
 from ..micrographs.kinds import question_of
 from ..micrographs.particles import UNKNOWN
 from ..micrographs.report import DPI, file_words, html_page, png_url, turnable_atoms
-from .particle_fit import (AHEAD, EXPLAINED, ParticleFit, ParticleView, fit_particle, fit_row, model_image,
+from .particle_fit import (AHEAD, AT_MOST, EXPLAINED, ParticleFit, ParticleView, fit_particle, fit_row, model_image,
                                           model_positions, view_particle)
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #7192aa06
@@ -117,7 +117,8 @@ def summarise_fits(m:Micrograph, table:pd.DataFrame, asked:int)->str:
 CAUTION = ('A fit that is accepted says that the image could have been made by this model, and that other orientations '
            'explain it less well. It assumes one crystal, a known voltage and spherical aberration, a pixel size known within 2 %, and an '
            'amorphous film. Limits: correlation clearly above that by chance, another orientation worse by '
-           f'{AHEAD:.0f} in χ², {EXPLAINED:.0%} of what is beyond noise explained; these are choices of this project.')
+           f'{AHEAD:.0f} in χ², {EXPLAINED:.0%} of what is beyond noise explained, less what the noise may leave, at most {AT_MOST:.0%}; '
+           'these are choices of this project.')
 LEGEND = ('Also in fits.csv. misfit: mean square of the difference over that of the noise; explained: share of what is '
           'recorded beyond noise; by_chance: highest correlation of eight wrong orientations; ahead: by how much χ² is '
           'worse at the next orientation; truncation: 0 octahedron, ½ cuboctahedron, 1 cube; roundness: 1 a sphere; low, '

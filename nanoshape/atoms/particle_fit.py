@@ -6,11 +6,12 @@
 __all__ = ['TILES', 'CONE', 'VIBRATION', 'FOCUS_STEP', 'FOCUS_REACH', 'SPREADS', 'MTFS', 'CLEAR', 'ALIKE', 'RIM', 'AROUND',
            'BAND', 'LARGEST', 'COARSE', 'ROUGH', 'FINE', 'WAVES', 'BRIGHTNESS', 'SPACING', 'ANGLES', 'RINGS', 'FORMS',
            'PROJECTED', 'ATOMIC', 'OPTICAL', 'PLACE', 'NUMBERS', 'FACETS', 'FREER', 'LIMITS', 'CANDIDATES', 'FOCI',
-           'THINNED', 'ELSEWHERE', 'SOFT', 'FIRM', 'LAST', 'APART', 'OTHER', 'ENOUGH', 'RIVAL', 'TURN_ERROR',
-           'FOCUS_ERROR', 'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'BY_CHANCE', 'AHEAD', 'EXPLAINED',
-           'film_spectrum', 'film_foci', 'ParticleView', 'view_particle', 'facet_reaches', 'ParticleModel', 'shaped',
-           'model_positions', 'model_image', 'exit_defocus', 'compared', 'placed', 'beam_directions', 'sized',
-           'likely_orientations', 'refined', 'focus_range', 'ParticleFit', 'refused', 'fit_particle', 'fit_row']
+           'THINNED', 'ELSEWHERE', 'SOFT', 'FIRM', 'LAST', 'APART', 'OTHER', 'ENOUGH', 'RIVAL', 'TILTS', 'SLOW',
+           'TURNED', 'TURN_ERROR', 'FOCUS_ERROR', 'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'BY_CHANCE',
+           'AHEAD', 'EXPLAINED', 'NOISE', 'AT_MOST', 'film_spectrum', 'film_foci', 'ParticleView', 'view_particle',
+           'facet_reaches', 'ParticleModel', 'shaped', 'model_positions', 'model_image', 'exit_defocus', 'compared',
+           'placed', 'beam_directions', 'sized', 'likely_orientations', 'refined', 'focus_range', 'ParticleFit',
+           'refused', 'fit_particle', 'fit_row']
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #cbe511d1
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from itertools import product
 import numpy as np
 import torch
 from ase import Atoms
+from ase.data import atomic_numbers
 from fastcore.basics import patch
 from scipy import ndimage
 from scipy.fft import fft2, fftshift, next_fast_len
@@ -269,7 +271,7 @@ def _scene(p, view):  # in a cell as wide as the view; the atom at 0 lies in its
     sites, full = _sites(p, view.element)
     at = sites@p.rotation.T + [view.width/2, view.width/2, view.half]
     inside = ((at >= 0) & (at < [view.width, view.width, 2*view.half])).all(1)  # a body may grow too large
-    scene = Atoms([view.element]*inside.sum(), at[inside], cell=[view.width, view.width, 2*view.half], pbc=True)
+    scene = Atoms(np.full(inside.sum(), atomic_numbers[view.element]), at[inside], cell=[view.width, view.width, 2*view.half], pbc=True)
     scene.set_array('occupancy', full[inside])
     return scene
 
@@ -299,7 +301,8 @@ def _images(view, wave, foci, p, how):  # of one wave at several foci (k, n, n),
 def _image(view, wave, p, how): return _images(view, wave, [p.defocus], p, how)[0]
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #0cb2eb0c
-def _shifted(a, shift):  # by fractions of a pixel
+def _shifted(a, shift):  # by any number of pixels
+    if all(float(s).is_integer() for s in shift): return torch.roll(a, [int(s) for s in shift], (-2, -1))
     f = torch.fft.fftfreq(a.shape[-1])
     return torch.fft.ifft2(torch.fft.fft2(a)*torch.exp(-2j*torch.pi*(f[:, None]*shift[0] + f*shift[1]))).real
 
@@ -580,24 +583,45 @@ def _apart(models, most):  # the best ones that differ
 # %% ../../nbs/atoms/07_particle_fit.ipynb #f08a4085
 _OTHER_FORMS = .1, .33, .6, .9  # truncations
 _OTHER_PLACES = np.array([(.5, 0, 0), (.25, .25, .25), (.25, .25, -.25), (.25, 0, .25)])  # of the body, cells
-_OTHER_TURNS = np.radians(2.5)*np.array([(np.cos(a), np.sin(a), 0) for a in np.arange(6)*np.pi/3])
 
-def _restarts(view, p):  # other bodies at the model's orientation and focus; the same one elsewhere in the lattice, or turned
+def _thinned(view, some, steps):  # refined and thinned out in turns of (steps, models that are kept, numbers)
+    for k, most, numbers in steps:
+        some = sorted([refined(view, p, k, ROUGH, SLOW, numbers) for p in some], key=lambda p: p.misfit)[:most]
+    return some
+
+def _other_bodies(view, p):  # the best of other bodies at the model's orientation and focus, and of the same one elsewhere in the lattice
     forms = [sized(view, p.rotation, t, .15, body=p.body, shift=p.shift, defocus=p.defocus, edge=SOFT,
                    focal_spread=p.focal_spread, mtf=p.mtf, lattice=p.lattice) for t in _OTHER_FORMS]
     a = lattice_constant(view.element)
     places = [replace(p, body=tuple(np.add(p.body, a*o)), edge=SOFT) for o in _OTHER_PLACES]
-    turned = [replace(_turned(p, v), edge=SOFT) for v in _OTHER_TURNS]
-    return placed(view, forms + places + turned, [p.defocus])
+    return _thinned(view, placed(view, forms + places, [p.defocus]), [(2, 4, NUMBERS), (3, 2, NUMBERS)])
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #fdaf831a
-def _restarted(view, p):  # the best of the model and of what restarts end in
-    for _ in range(2):
+TILTS = 1., 4.  # °: step and reach of the tilts that are tried
+SLOW = 1e-3  # by which a step of a restart has to make the misfit smaller
+TURNED = .9  # explained: below, the model turned by 180° about the beam is tried, too, whose spectrum is the same
+_POSE = {k: NUMBERS[k] for k in ('rx', 'ry', 'rz', 'd111', 'defocus', *PLACE)}
+
+def _hexagons(step, reach):  # points (n, 2) of a triangular lattice
+    x, y = np.array([*product(range(-9, 10), repeat=2)]).T*step
+    at = np.stack([x + y/2, y*3**.5/2], 1)
+    return at[np.hypot(*at.T) < reach + 1e-6]
+
+def _other_tilts(view, p):  # the best of tilted models, and of those turned by 180° about the beam, at any focus
+    around = [axis_angle((0, 0, 1), a) for a in (0, np.pi)] if p.explained < TURNED else [np.eye(3)]
+    tilted = [replace(_turned(replace(p, rotation=r@p.rotation), (*np.radians(t), 0.)), edge=SOFT) for r in around for t in _hexagons(*TILTS)]
+    some = _apart(placed(view, tilted, np.union1d(focus_range(view), p.defocus + ELSEWHERE), 2, COARSE), 16)
+    some = _apart([refined(view, q, 3, ROUGH, SLOW, _POSE) for q in some], 10)
+    return _thinned(view, some, [(3, 5, NUMBERS), (5, 2, NUMBERS)])
+
+# %% ../../nbs/atoms/07_particle_fit.ipynb #e798de15
+def _restarted(view, p, turns):  # the best of the model and of what restarts end in
+    for _ in range(turns):
         if p.explained > ENOUGH: break
-        some = _restarts(view, p)
-        for steps, most in ((2, 4), (3, 2)): some = sorted([refined(view, s, steps, ROUGH, 0.) for s in some], key=lambda q: q.misfit)[:most]
+        tilted = _other_tilts(view, p)
+        some = tilted + [q for t in tilted for q in _other_bodies(view, t)]
         q = _best([refined(view, replace(s, edge=FIRM), 8, ROUGH) for s in some])
-        if q.misfit > .98*p.misfit: break
+        if q.misfit > .995*p.misfit: break
         p = q
     return p
 
@@ -615,17 +639,21 @@ def _searched(view, tell):  # the best models, the best first; `tell` is called 
         found = _apart([refined(view, p, steps, COARSE if k == 0 else ROUGH, 0. if steps < 5 else 2e-3)
                         for p in own], most)
         if k == 2: found = _apart([_refocused(view, p) for p in found], most)
-        tell(done := done + (.3, .1, .1, .05)[k])
-    rivals = [k for k, p in enumerate(found[:2]) if p.explained > found[0].explained - RIVAL]
-    for k in rivals:
-        if max(q.explained for q in found) < ENOUGH: found[k] = _restarted(view, found[k])
-    tell(.85)
+        tell(done := done + (.1, .1, .1, .05)[k])
+    rivals = [p for p in found[:2] if p.explained > found[0].explained - RIVAL]
+    for k, p in enumerate(rivals):
+        if max(q.explained for q in found) < ENOUGH: found[k] = _restarted(view, p, 1)
+        tell(done := done + .1)
+    found.sort(key=lambda p: p.misfit)
+    found[0] = _restarted(view, found[0], 2); tell(.85)
     return _apart([refined(view, p, 6) for p in found], len(found))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #4b8249ca
 def _freed(view, found):  # the same models with facets that differ, and astigmatism; the best first
-    found = [refined(view, replace(p, edge=SOFT), 8, ROUGH, numbers=FREER) for p in found]
-    return sorted(found, key=lambda p: p.misfit)
+    free = lambda some: [refined(view, replace(p, edge=SOFT), 8, ROUGH, numbers=FREER) for p in some]
+    found = free(found)
+    if (p := _best(found)).explained < EXPLAINED: found += free(_other_tilts(view, p))
+    return _apart(found, len(found))
 
 def _sharpened(view, p):  # refined further while its surface gets harder
     free = [(FIRM, ROUGH, 12), (.3, FINE, 6), (.15, FINE, 3)], FREER
@@ -715,14 +743,22 @@ class ParticleFit:
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #2e3c8094
 BY_CHANCE, AHEAD, EXPLAINED = 2., 50., .95  # times the highest artanh by chance; scaled χ²; share beyond noise
+NOISE, AT_MOST = 2., .05  # standard deviations of the noise's power, and what they may take off EXPLAINED
+
+def _by_noise(view):  # share of what is beyond noise that the noise itself may leave unexplained
+    beyond = float((view.recorded.abs()**2).mean()) - 1
+    return min(AT_MOST, NOISE*(2/view.freedom)**.5/beyond) if beyond > 0 else AT_MOST
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #a0ce252b
-def refused(p:ParticleModel, chance:Sequence[float], ahead:float)->str:  # '' if it is not
+def refused(
+    p:ParticleModel, chance:Sequence[float], ahead:float,  # see `ParticleFit`
+    by_noise:float=0.,  # taken off what has to be explained
+)->str:  # '' if it is not
     "Why a fit is not accepted. The limits are choices of this project, see figures/particle_fit."
     if np.arctanh(min(p.correlation, .999)) < BY_CHANCE*np.arctanh(wrong := max(chance)):
         return f'the image is hardly more like the model (correlation {p.correlation:.2f}) than like wrong ones (up to {wrong:.2f})'
     if ahead < AHEAD: return 'another orientation fits nearly as well'
-    if not p.explained >= EXPLAINED:
+    if not p.explained >= EXPLAINED - by_noise:
         return f'the difference is {p.misfit:.1f} times the noise, and the model explains {p.explained:.0%} of what is beyond noise: no model fits'
     return ''
 
@@ -743,7 +779,7 @@ def fit_particle(
     chance = _chance(view); tell(.98)
     deviations, turns = _deviations(view, best)
     tilt = np.degrees(np.sqrt(np.linalg.eigvalsh(turns))); tell(1.)
-    told = dict(ranges=_ranges(view, chain), tilt_deg=(float(tilt[0]), float(tilt[-1])), why=refused(best, chance, ahead))
+    told = dict(ranges=_ranges(view, chain), tilt_deg=(float(tilt[0]), float(tilt[-1])), why=refused(best, chance, ahead, _by_noise(view)))
     return ParticleFit(best, found[1:], chance, ahead, deviations, **told)
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #c41d8ec6
