@@ -26,12 +26,12 @@ def main():
     p.add_argument('--model', default=project_root()/'data/models/sizes.safetensors')
     p.add_argument('--out', default=project_root()/'data/results/detection_settings.csv')
     a = p.parse_args()
-    network, detection.SURE, counts = Network.load(a.model), 0., {}
+    network, counts = Network.load(a.model), {}
     torch.set_grad_enabled(False)
     for i in range(a.fields):
         image, labels, drawn = thickness_field(SEED, i, WIDTH)
         mode = 'dark field' if drawn['dark_field'] else 'bright field'
-        found = {s: detection._candidates(image, network, s) for s in SETS['2, 1, 1/2, 1/4, 1/8']}
+        found = {s: detection._candidates(image, network, s, 0.) for s in SETS['2, 1, 1/2, 1/4, 1/8']}
         for name, scales in SETS.items():
             for sure in (.3, .4, .5, .6, .7, .8):
                 kept = [c for s in scales for c in found[s] if c.score >= sure]

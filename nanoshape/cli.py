@@ -54,10 +54,13 @@ def _read_frame(a):  # the same; of a folder, whose files are the frames of a mo
     from nanoshape.micrographs.reading import read
     return read(files[a.frame], **{**_options(a), 'frame': None})
 
-def _helpers(a):  # what finds particles, and what tells how crystalline they are
+def _detector(a):  # what finds particles
+    from nanoshape.micrographs.detection import SURE, Drawn, default_detector
+    return Drawn(a.labels) if a.labels else default_detector(a.detector, SURE if a.least_score is None else a.least_score)
+
+def _helpers(a):  # that, and what tells how crystalline they are
     from nanoshape.learn.defaults import default_crystallinity_network
-    from nanoshape.micrographs.detection import Drawn, default_detector
-    return dict(detector=Drawn(a.labels) if a.labels else default_detector(a.detector),
+    return dict(detector=_detector(a),
                 crystals=default_crystallinity_network(a.crystallinity))
 
 # %% ../nbs/02_cli.ipynb #b6335d88
@@ -191,11 +194,10 @@ def fit(a):
     out = Path(a.out or _default_out(a).with_name(f'{Path(a.image).stem}_fit'))
     _check_out(out, a.image, FITS, key='image')
     from nanoshape.atoms.fit_report import write_fits
-    from nanoshape.micrographs.detection import Drawn, default_detector
     from nanoshape.simulate.structures import lattice_constant
     lattice_constant(a.element)  # that it is an fcc metal
     m = _read(a)
-    labels = (Drawn(a.labels) if a.labels else default_detector(a.detector))(m)
+    labels = _detector(a)(m)
     table, text, stopped = write_fits(m, labels, out, a.element, a.particle, image=str(Path(a.image).resolve()))
     print(text)
     for r in table[~table.accepted.astype(bool)].itertuples():
@@ -366,6 +368,9 @@ def _finding_options(p):
     p.add_argument('--detector', metavar='FILE',
                    help='a model file that finds particles, or the word darkness (default: '
                         'data/models/sizes.safetensors, and particles.safetensors where that one finds none)')
+    p.add_argument('--least-score', type=_decimal, metavar='S',
+                   help='from 0 to 1: particles that the network is less sure of are left out (default: 0.7); a smaller one '
+                        'finds more, and more that is none')
     p.add_argument('--labels', metavar='FILE',
                    help='a label image of this micrograph, TIFF or PNG, or ROIs of ImageJ, corrected by hand: takes the '
                         'detector\'s place')

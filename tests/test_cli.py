@@ -1,4 +1,5 @@
 """The command line as a user meets it."""
+import json
 import os
 import re
 import subprocess
@@ -72,7 +73,7 @@ def test_help_and_mistyped_options_need_not_wait_for_torch():
 
 def test_analyse_writes_a_whole_report(picture, run, tmp_path):
     out = tmp_path/'report'
-    args = ('analyse', picture, '--pixel-size', '.06', '--model', run[0]/'model.safetensors', '--out', out)
+    args = ('analyse', picture, '--pixel-size', '.06', '--model', run[0]/'model.safetensors', '--least-score', '0,6', '--out', out)
     done = command(*args)
     assert done.returncode == 0, done.stderr
     assert {p.name for p in out.iterdir()} == {'report.html', 'particles.csv', f'{picture.stem}_labels.tif', 'overlay.png', 'confusion.png',
@@ -86,7 +87,8 @@ def test_analyse_writes_a_whole_report(picture, run, tmp_path):
     page = (out/'report.html').read_text()
     assert page.count('data:image/png;base64,') == 5 and 'How crystalline' in page
     assert not re.search(r'(?:src|href)="(?!data:)', page), 'the page is not self-contained'
-    assert '<b>discs' not in page and 'simulated images only' in page
+    assert '<b>discs' not in page and 'simulated images only, with a score of 0.6 or more' in page
+    assert json.loads((out/'run.json').read_text())['least_score'] == .6
     assert str(out) in done.stdout
     assert nanoshape(*args).returncode == 0, 'a second run replaces the first'
 
@@ -96,6 +98,7 @@ def test_analyse_writes_a_whole_report(picture, run, tmp_path):
     (['{picture}', '--pixel-size', '.06', '--frame', '2'], 'no frame 2'),
     (['{picture}', '--pixel-size', '.06', '--model', 'none.safetensors'], 'no model'),
     (['{picture}', '--pixel-size', '.06', '--element', 'Fe'], 'not an fcc metal'),
+    (['{picture}', '--pixel-size', '.06', '--least-score', '1,5'], 'from 0 to 1'),
     (['{picture}', '--element', 'Pt', '--calibrate', 'Au'], 'two metals'), (['{picture}', '--pixel-size', 'big'], 'is no')])
 def test_a_mistake_gets_one_sentence_status_2_and_leaves_nothing(picture, run, tmp_path, args, says):
     args = [a.format(picture=picture) for a in args]

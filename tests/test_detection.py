@@ -18,6 +18,7 @@ from nanoshape.micrographs.reading import Micrograph, read
 from nanoshape.datasets.recipes import fingerprint, load_recipe, make_recipe, recorded_recipe, wave_recipe
 from nanoshape.datasets.samples import sample, truth_map
 from nanoshape.datasets.store import simulate
+from nanoshape.datasets.thickness_fields import thickness_field
 from nanoshape.simulate.structures import CONTACT, free_positions, particle
 from nanoshape.simulate.supports import amorphous
 
@@ -261,6 +262,16 @@ def test_particles_of_either_brightness_are_found_at_any_pixel_size(side, pixel)
     labels, bright = Detector(SIZES).find(Micrograph(image.astype(np.float32), pixel, 'discs'))
     c = compare(labels, true, 1.)
     assert bright == (side > 0) and (c['n_found'], c['n_right']) == (4, 4)
+
+
+def test_a_smaller_least_score_finds_more():
+    image, true, _ = thickness_field(2*10**6, 0, 256)
+    m, usual = Micrograph(image, 5., 'field'), Detector(SIZES)
+    counts = [int(Detector(SIZES, sure=s)(m).max()) for s in (.95, .7, .2)]
+    assert counts[0] < counts[1] < counts[2] and counts[1] == usual(m).max()
+    assert 'with a score of 0.2 or more (usual: 0.7)' in Detector(SIZES, sure=.2).how(m) and 'score' not in usual.how(m)
+    for s in (-.1, 1.1, np.nan):
+        with pytest.raises(UserError, match='give one from 0 to 1'): Detector(SIZES, sure=s)
 
 
 def test_real_tiles_are_bright_field(sintering):

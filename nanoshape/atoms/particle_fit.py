@@ -6,12 +6,12 @@
 __all__ = ['TILES', 'CONE', 'VIBRATION', 'FOCUS_STEP', 'FOCUS_REACH', 'SPREADS', 'MTFS', 'CLEAR', 'ALIKE', 'RIM', 'AROUND',
            'BAND', 'LARGEST', 'COARSE', 'ROUGH', 'FINE', 'WAVES', 'BRIGHTNESS', 'SPACING', 'ANGLES', 'RINGS', 'FORMS',
            'PROJECTED', 'ATOMIC', 'OPTICAL', 'PLACE', 'NUMBERS', 'FACETS', 'FREER', 'LIMITS', 'CANDIDATES', 'FOCI',
-           'THINNED', 'ELSEWHERE', 'SOFT', 'FIRM', 'LAST', 'APART', 'OTHER', 'ENOUGH', 'RIVAL', 'TILTS', 'SLOW',
-           'TURNED', 'TURN_ERROR', 'FOCUS_ERROR', 'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'BY_CHANCE',
-           'AHEAD', 'EXPLAINED', 'NOISE', 'AT_MOST', 'film_spectrum', 'film_foci', 'ParticleView', 'view_particle',
-           'facet_reaches', 'ParticleModel', 'shaped', 'model_positions', 'model_image', 'exit_defocus', 'compared',
-           'placed', 'beam_directions', 'sized', 'likely_orientations', 'refined', 'focus_range', 'ParticleFit',
-           'refused', 'fit_particle', 'fit_row']
+           'THINNED', 'ELSEWHERE', 'SOFT', 'FIRM', 'LAST', 'APART', 'OTHER', 'ENOUGH', 'RIVAL', 'HOPEFUL', 'TILTS',
+           'SLOW', 'TURNED', 'TURN_ERROR', 'FOCUS_ERROR', 'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP',
+           'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'NOISE', 'AT_MOST', 'film_spectrum', 'film_foci', 'ParticleView',
+           'view_particle', 'facet_reaches', 'ParticleModel', 'shaped', 'model_positions', 'model_image',
+           'exit_defocus', 'compared', 'placed', 'beam_directions', 'sized', 'likely_orientations', 'refined',
+           'focus_range', 'ParticleFit', 'refused', 'fit_particle', 'fit_row']
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #cbe511d1
 from collections.abc import Sequence
@@ -570,6 +570,7 @@ SOFT, FIRM, LAST = .6, .4, (.2, .12)  # Å, surfaces of models: of the first ste
 APART = np.radians(.8), 25.  # rad, and Å of focus, between models that are followed
 OTHER = np.radians(5)  # from there on it is another orientation
 ENOUGH, RIVAL = .97, .1  # of what is beyond noise: nothing more is tried; by how much less a second model may explain
+HOPEFUL = .5  # explained after the first restarts: below, nothing more is tried either
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #370ad81a
 def _near(p, q): return abs(p.defocus - q.defocus) < APART[1] and misorientation(p.rotation, q.rotation) < APART[0]
@@ -645,7 +646,8 @@ def _searched(view, tell):  # the best models, the best first; `tell` is called 
         if max(q.explained for q in found) < ENOUGH: found[k] = _restarted(view, p, 1)
         tell(done := done + .1)
     found.sort(key=lambda p: p.misfit)
-    found[0] = _restarted(view, found[0], 2); tell(.85)
+    if found[0].explained > HOPEFUL: found[0] = _restarted(view, found[0], 2)
+    tell(.85)
     return _apart([refined(view, p, 6) for p in found], len(found))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #4b8249ca
@@ -770,7 +772,7 @@ def fit_particle(
     "The model whose image is most like the recorded one. Raises `UserError` where no lattice shows."
     if not view.lattice: raise UserError('no lattice shows in the particle, so there is nothing that tells its orientation')
     found = _searched(view, tell)
-    if found[0].explained < EXPLAINED: found = _freed(view, found)
+    if HOPEFUL < found[0].explained < EXPLAINED: found = _freed(view, found)
     others = found[1:] + _turned_models(view, found[0])
     ahead = min((_worse(view, q, found[0]) for q in others if misorientation(q.rotation, found[0].rotation) > OTHER),
                 default=np.inf)

@@ -198,12 +198,12 @@ def _candidate(r, p, scale, shape):  # of one of skimage's `regionprops`; p (2, 
     return _Candidate(float(p[0][own][r.image].mean()*p[1][own][core].mean()), part, inside)
 
 # %% ../../nbs/micrographs/01_detection.ipynb #ad69c833
-def _candidates(image, network, scale):  # of one scale
+def _candidates(image, network, scale, sure):  # of one scale, with this score or more
     seen = network_input(torch.from_numpy(resampled(image, scale, 1.))[None])[0, 0].numpy()
     p = expit(in_tiles(seen, network.module))
     found = measure.regionprops(separated(p, 1.))
     known = [_candidate(r, p, scale, image.shape) for r in found if KNOWN[0] <= r.equivalent_diameter_area <= KNOWN[1]]
-    return [c for c in known if c.score >= SURE]
+    return [c for c in known if c.score >= sure]
 
 SHARED = .3  # of the smaller one: particles that share more are the same
 
@@ -246,9 +246,10 @@ def without_other_side(
 def find_at_any_size(
     image:np.ndarray,  # (y, x), bright field or dark field
     network:Network,  # trained on thickness fields
+    sure:float=SURE,  # least score of a particle
 )->tuple[np.ndarray,bool]:  # int labels (y, x), 0 background, 1 … n particles; whether they are bright
     "The particles that the network finds at any magnification."
-    labels = _merged([c for s in scales_of(image.shape) for c in _candidates(image, network, s)], image.shape)
+    labels = _merged([c for s in scales_of(image.shape) for c in _candidates(image, network, s, sure)], image.shape)
     labels, bright = without_other_side(image, labels)
     return segmentation.relabel_sequential(labels)[0], bright
 
@@ -261,12 +262,15 @@ def _finder(path):  # a network that finds particles
 # %% ../../nbs/micrographs/01_detection.ipynb #ea7fc932
 class Detector:
     """Micrograph → label image, and whether particles are bright. Raises `UserError` for a model file that does not find
-    particles."""
+    particles, or a score that is none."""
     by_fringes = False  # whether the first network found what was found last
     def __init__(self,
         path:str|Path|None=None,  # a model file, `….safetensors`, of one pixel size or of any; None: by darkness
         sizes:str|Path|None=None,  # another, that works at any pixel size, and looks first
+        sure:float=SURE,  # least score of a particle that this one finds, from 0 to 1
     ):
+        if not 0 <= sure <= 1: raise UserError(f'a least score of {sure:g} is none: give one from 0 to 1')
+        self.sure = sure
         self.network, self.sizes = (_finder(p) if p else None for p in (path, sizes))
         if self.network and self.network.card.any_pixel: self.network, self.sizes = None, self.network
     def _uses_network(self, m):
@@ -278,7 +282,7 @@ SMALLEST = 5.  # Å, equivalent diameter: what is smaller is a column of atoms, 
 
 @patch
 def _at_any_size(self:Detector, m):  # as `find`
-    labels, bright = find_at_any_size(m.image, self.sizes)
+    labels, bright = find_at_any_size(m.image, self.sizes, self.sure)
     return segmentation.relabel_sequential(_without_small(labels, np.pi/4*(SMALLEST/m.sampling)**2))[0], bright
 
 @patch
@@ -300,17 +304,20 @@ def how(self:Detector, m:Micrograph)->str:
         return 'Particles were found by a network that knows their lattice fringes; it has been trained on simulated micrographs only.'
     side = 'brighter' if m.bright else 'darker'
     if self.sizes:
-        return f'Particles, {side} than their surroundings, were found by a network that has been trained on {_learned_from(self.sizes)}.'
+        least = '' if self.sure == SURE else f', with a score of {self.sure:g} or more (usual: {SURE:g})'
+        return (f'Particles, {side} than their surroundings, were found by a network that has been trained on '
+                f'{_learned_from(self.sizes)}{least}.')
     why = f': {m.sampling/NM:.3g} nm per pixel are too coarse for the network' if self.network is not None else ''
     return f'Particles were found by their darkness{why}.'
 
 # %% ../../nbs/micrographs/01_detection.ipynb #a17e8c08
 def default_detector(
     choice:str|Path|None=None,  # a model file, or 'darkness'; default: the project's networks, as far as there are any
+    sure:float=SURE,  # least score of a particle
 )->Detector:
     "A detector with the network of `choice`, the project's networks, or none."
-    if choice: return Detector(None if choice == 'darkness' else choice)
-    return Detector(*(p if p.is_file() else None for p in map(kept_network, ('particles', 'sizes'))))
+    if choice: return Detector(None if choice == 'darkness' else choice, sure=sure)
+    return Detector(*(p if p.is_file() else None for p in map(kept_network, ('particles', 'sizes'))), sure)
 
 # %% ../../nbs/micrographs/01_detection.ipynb #22bf8a59
 def read_labels(
@@ -360,7 +367,7 @@ def filled(
 # %% ../../nbs/micrographs/01_detection.ipynb #a7770ce0
 class Drawn:
     "Outlines that a person has drawn or corrected, in place of a `Detector`. Raises `UserError` as `read_labels` and `read_rois`."
-    network = sizes = None
+    network = sizes = sure = None
     def __init__(self,
         path:str|Path,  # a label image, on the micrograph's own pixels, or ImageJ's ROIs (.zip, .roi)
     ):

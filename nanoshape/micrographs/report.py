@@ -420,7 +420,7 @@ def _write_rois(path, labels):  # outlines as ImageJ's ROIs, named by their labe
 # %% ../../nbs/micrographs/05_report.ipynb #9fcb6e5b
 def _run_record(m, network, detector, crystals, element, params):  # for run.json
     found_by = {k: v.settings if v else {} for k, v in dict(detector=detector.network, sizes=detector.sizes).items()}
-    used = dict(element=element or assumed_element(network.card), element_assumed=not element)
+    used = dict(element=element or assumed_element(network.card), element_assumed=not element, least_score=detector.sure)
     return dict(params, file=m.file, sampling_nm=m.sampling/NM, **used, bright=m.bright, model=network.settings, **found_by,
                 crystallinity=crystals and crystals.settings, **provenance())
 

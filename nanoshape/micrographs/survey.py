@@ -165,7 +165,7 @@ def _settings(network, detector, element, crystals):  # what a result depends on
     used = dict(model=network, detector=detector.network, sizes=detector.sizes, crystallinity=crystals)
     cards = {k: v.settings if v else {} for k, v in used.items()}
     weights = {f'{k}_weights': v.fingerprint if v else None for k, v in used.items()}
-    return dict(cards | weights, element=element, **made)
+    return dict(cards | weights, element=element, least_score=detector.sure, **made)
 
 # %% ../../nbs/micrographs/06_survey.ipynb #a484bcb7
 def _request(path, options, settings):  # all that a file's result depends on
