@@ -35,10 +35,10 @@ from ..micrographs.particles import at_lattice_pixels, cropped, measure_lattice
 from ..micrographs.reading import Micrograph, lattice_pixel
 from ..simulate.forms import NORMALS, closed, facet_ratio, mean_truncation, truncation_of
 from ..simulate.grains import CUBIC, misorientation
-from ..simulate.microscope import Microscope, images, transfer
+from ..simulate.microscope import Microscope, images, scherzer, transfer
 from ..simulate.multislice import debye_waller_factors, exit_waves
 from ..simulate.orientations import axis_angle
-from ..simulate.potential import scattering_factor, wavelength
+from ..simulate.potential import scattering_factor
 from ..simulate.structures import fcc_points, feret, lattice_constant
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #00ebead7
@@ -72,7 +72,7 @@ CLEAR, ALIKE = 2., 2.  # the worst focus's error over the best one's where rings
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #9c38138f
 def _scherzer(energy, Cs):  # Å, where there is no corrector; else 0
-    return (1.5*Cs*wavelength(energy))**.5 if Cs > 1e6 else 0.
+    return scherzer(energy, Cs) if Cs > 1e6 else 0.
 
 def _unexplained(power, rings):  # of a spectrum (n,), relative, by a white one and rings (n,) together
     return nnls(np.stack([np.ones_like(power), rings/max(rings.max(), 1e-30)], 1)/power[:, None], np.ones_like(power))[1]**2

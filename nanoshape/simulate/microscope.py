@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Number', 'ORDERS', 'ALIASES', 'CONDITIONS', 'FOCI', 'CHUNK', 'FAINT', 'Microscope', 'changed', 'to_device', 'take',
-           'transfer', 'focus_nodes', 'enough_foci', 'displacement', 'intensity', 'expose', 'images', 'image_error']
+           'transfer', 'scherzer', 'focus_nodes', 'enough_foci', 'displacement', 'intensity', 'expose', 'images',
+           'image_error']
 
 # %% ../../nbs/simulate/07_microscope.ipynb #aa124c31
 import math
@@ -172,6 +173,14 @@ def transfer(
     size, chi = torch.broadcast_tensors(size, -2*torch.pi/lam*chi)
     t = torch.polar(size, chi)
     return _mirrored(t, shape) if round_lens else t
+
+# %% ../../nbs/simulate/07_microscope.ipynb #7a523188
+def scherzer(
+    energy:float,  # eV
+    Cs:float,  # Å
+)->float:  # Å of underfocus
+    "Scherzer's focus in its extended form, √(3 Cs λ/2) (Scherzer 1949); 0 without a positive Cs."
+    return float((1.5*max(Cs, 0.)*wavelength(energy))**.5)
 
 # %% ../../nbs/simulate/07_microscope.ipynb #0dfd4d39
 def focus_nodes(
