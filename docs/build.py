@@ -29,13 +29,11 @@ LIBRARY = {'Foundations': '0[01]_*', 'Simulate': 'simulate/*', 'Data sets': 'dat
 PARTS = {part: sorted((ROOT/'nbs').glob(pattern + '.ipynb')) for part, pattern in
          ({'Start': 'index', 'Tutorials': 'tutorials/*'} | LIBRARY | {'Figures': 'figures/*', 'Experiments': 'experiments/*'}).items()}
 TEXTS = {'README.md': 'README', 'docs/commands.md': 'Commands', 'docs/contents.md': 'Contents', 'data/README.md': 'The data folder',
-         'docs/glossary.md': 'Glossary', 'CONTRIBUTING.md': 'Working on nanoshape', 'CHANGELOG.md': 'Changes'}
+         'docs/real_micrographs.md': 'Real micrographs', 'docs/glossary.md': 'Glossary', 'CONTRIBUTING.md': 'Working on nanoshape', 'CHANGELOG.md': 'Changes'}
 RECORD = 'site.json'  # how a folder with a site is recognised
 
 PAGE = '''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }} · nanoshape</title><link rel="stylesheet" href="{{ up }}style.css">
-<script>window.MathJax = {tex: {inlineMath: [['$', '$']]}}</script>
-<script defer src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js"></script>
 <script defer src="{{ up }}pages.js"></script><script defer src="{{ up }}search.js"></script>
 <body data-up="{{ up }}"><a class="skip" href="#main">Skip to the text</a>
 <nav aria-label="All pages"><p><a href="{{ up }}index.html"><b>nanoshape</b></a></p>

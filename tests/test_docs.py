@@ -1,6 +1,7 @@
 """The site that `make docs` builds, and the texts in it."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ from conftest import ROOT
 from dm import write_dm
 
 TEXTS = [ROOT/p for p in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'data/README.md', 'docs/commands.md', 'docs/contents.md',
-                          'docs/glossary.md')]
+                          'docs/glossary.md', 'docs/real_micrographs.md')]
 
 
 def loaded(name):
@@ -44,6 +45,20 @@ def site(docs, tmp_path_factory):
 def test_every_link_leads_somewhere(site):
     out, dead = site
     assert not dead and {p.name for p in out.glob('*.html')} >= {'index.html', '00_core.html', 'README.html', 'docs-contents.html'}
+
+
+def test_pages_ask_no_other_machine_for_anything(site):
+    """Scripts, styles, pictures and fonts are the site's own; formulas are plain text, which needs none."""
+    pages = [*site[0].rglob('*.html')]
+    for page in pages:
+        soup = BeautifulSoup(page.read_text(), 'html.parser')
+        asked = [e.get('src') or e.get('href') for e in soup.find_all(['script', 'img', 'link', 'iframe', 'source', 'video'])]
+        assert not [a for a in asked if a and re.match(r'(https?:)?//', a)], page.name
+        assert not re.search(r'@import|url\(\s*["\']?https?:', ''.join(s.text for s in soup.find_all('style')))
+    assert len(pages) > 8
+    for path in notebooks('*.ipynb'):
+        texts = [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown']
+        assert not [t for t in texts if re.search(r'\$[^$\n`]*\\[a-z]+[^$\n`]*\$', t)], f'{path.name} needs a program for its formulas'
 
 
 def notebooks(pattern):
