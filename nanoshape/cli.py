@@ -9,7 +9,7 @@ __all__ = ['analyse', 'train', 'train_detector', 'heights', 'fit', 'demo', 'imag
 # %% ../nbs/02_cli.ipynb #314bc01b
 import argparse, errno, os, sys, time, warnings
 from pathlib import Path
-from .core import (COLUMNS, FITS, NM, PARTICLES, SURVEY, UserError, check_place, check_replaceable,
+from .core import (COLUMNS, FITS, NM, PARTICLES, SURVEY, UserError, check_place, check_replaceable, counted,
                             project_root, provenance, read_json, runs_folder, write_json)
 
 # %% ../nbs/02_cli.ipynb #75a3526f
@@ -291,7 +291,7 @@ def image(a):
     said = {k: v for k, v in vars(a).items() if k not in ('run', 'command')} | dict(focus=float(lens.defocus)/NM)
     write_image(out, made.numpy(), pixel)
     write_json(out.with_suffix('.json'), said | dict(pixel_nm=[v/NM for v in pixel], atoms=len(scene), **provenance()))
-    print(f'{out}: {made.shape[1]} × {made.shape[0]} pixels of {pixel[1]/NM:.4g} nm, {len(scene)} atoms, '
+    print(f'{out}: {made.shape[1]} × {made.shape[0]} pixels of {pixel[1]/NM:.4g} nm, {counted(len(scene), "atom")}, '
           f'{lens.defocus/NM:.3g} nm of underfocus')
 
 # %% ../nbs/02_cli.ipynb #301357a1
@@ -314,7 +314,7 @@ def save_images(a):
     store = Store(a.store)
     n = min(a.first or len(store), len(store))
     save_images(store, range(n), a.out, a.to)
-    print(f'{n*store.recipe.images} images and table.csv in {a.out}')
+    print(f'{counted(n*store.recipe.images, "image")} and table.csv in {a.out}')
 
 # %% ../nbs/02_cli.ipynb #e4fdad37
 def verify(a):
@@ -334,9 +334,9 @@ def sweep(a):
     if not a.anywhere: check_inside(a.file, a.profile)
     for place in filter(None, (a.out, a.table)): check_place(place)
     table, failed = sweep(a.file, a.profile, a.out, a.table, a.workers, a.scheduler)
-    print(f'{table["run"].nunique() if len(table) else 0} runs, {len(table)} rows')
+    print(f'{counted(table["run"].nunique() if len(table) else 0, "run")}, {counted(len(table), "row")}')
     if failed:
-        print(f'nanoshape: {len(failed)} runs failed ({", ".join(failed)}); failure.txt in their folders says why, '
+        print(f'nanoshape: {counted(len(failed), "run")} failed ({", ".join(failed)}); failure.txt in their folders says why, '
               'the same command tries them again', file=sys.stderr)
     return 1 if failed else 0
 
@@ -616,6 +616,7 @@ def parser()->argparse.ArgumentParser:
 # %% ../nbs/02_cli.ipynb #d334e321
 _show = warnings.showwarning
 def _warned(text, category, *where, **kwargs):  # as a sentence, without a path in the code
+    if 'missing from font' in str(text): return  # a name in a picture; tables and pages hold it as text
     if category is UserWarning: print(f'nanoshape: {text}', file=sys.stderr)
     else: _show(text, category, *where, **kwargs)
 

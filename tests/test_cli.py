@@ -93,6 +93,22 @@ def test_analyse_writes_a_whole_report(picture, run, tmp_path):
     assert nanoshape(*args).returncode == 0, 'a second run replaces the first'
 
 
+@pytest.mark.parametrize('name', [b'b_$5_$^.png', b'x'*246 + b'.png', b'two\nlines.png', '中 µ.png'.encode()], ids=['signs', 'long', 'newline', 'glyphs'])
+def test_an_odd_name_alone_costs_nothing(picture, run, tmp_path, name):
+    path = tmp_path/os.fsdecode(name)
+    path.write_bytes(picture.read_bytes())
+    done = command('analyse', path, '--pixel-size', '.06', '--model', run[0]/'model.safetensors', '--detector', 'darkness', '--out', tmp_path/'out')
+    assert done.returncode == 0 and done.stderr == '' and len(pd.read_csv(tmp_path/'out/particles.csv')) == 2
+
+
+def test_a_name_that_is_no_unicode_is_refused(picture, run, tmp_path):
+    path = tmp_path/os.fsdecode(b'Probe_\xb5.png')
+    try: path.write_bytes(picture.read_bytes())
+    except OSError: pytest.skip('this file system takes Unicode names only')
+    done = command('analyse', path, '--pixel-size', '.06', '--model', run[0]/'model.safetensors', '--out', tmp_path/'out')
+    assert done.returncode == 2 and 'the name of Probe_?.png' in done.stderr and done.stderr.count('\n') == 1 and not (tmp_path/'out').exists()
+
+
 @pytest.mark.parametrize('args, says', [
     (['none.dm4'], 'no file'), (['{picture}'], '--pixel-size'), (['{picture}', '--pixel-size', '300'], 'does not show'),
     (['{picture}', '--pixel-size', '.06', '--frame', '2'], 'no frame 2'),

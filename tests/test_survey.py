@@ -132,7 +132,7 @@ def test_a_movie_of_two_particles_has_two_particles(tmp_path, grey):
     tifffile.imwrite(tmp_path/'m.tif', np.stack([grey]*12), imagej=True, resolution=(1/.06, 1/.06), metadata={'unit': 'nm', 'axes': 'TYX'})
     particles, _ = survey(tmp_path/'m.tif', coin(), tmp_path/'out')
     assert len(particles) == 24 and len(one_row_per_particle(particles)) == 2 and pd.read_csv(tmp_path/'out/shapes.csv').n.sum() == 2
-    assert '1 micrographs, 2 particles' in (tmp_path/'out/report.html').read_text()
+    assert '1 micrograph, 2 particles' in (tmp_path/'out/report.html').read_text()
 
 
 def test_planes_stay_texts_however_much_they_look_like_numbers(folder, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(spec, tmp_path, capsy
     file, out, table = spec(laptop=dict(fixed=dict(bad=True), grid=dict(seed=[1, 0]))), tmp_path/'runs', tmp_path/'t.csv'
     assert main(['sweep', str(file), '--out', str(out), '--table', str(table), '--anywhere']) == 1
     printed = capsys.readouterr()
-    assert '1 runs, 2 rows' in printed.out and 'seed=1' in printed.err and 'tries them again' in printed.err
+    assert '1 run, 2 rows' in printed.out and 'seed=1' in printed.err and 'tries them again' in printed.err
     text = (out/'seed=1/failure.txt').read_text()
     assert 'Traceback' in text and 'two is too many' in text
     t = pd.read_csv(table)

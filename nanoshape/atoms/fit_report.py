@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from ase import Atoms
 from tqdm import tqdm
-from ..core import FITS, NM, UserError, provenance, result_folder, write_json
+from ..core import FITS, NM, UserError, counted, provenance, result_folder, write_json
 from ..figures import as_png, show_image, use_style
 from ..micrographs.particles import measure_lattice, measure_particles
 from ..micrographs.reading import Micrograph
@@ -110,7 +110,7 @@ def summarise_fits(m:Micrograph, table:pd.DataFrame, asked:int)->str:
     if not len(table): return f'Stopped before a particle of {m.name} was fitted.'
     good, left = table[table.accepted], asked - len(table)
     shapes = ', '.join(f'{s} {n}' for s, n in good['shape'].value_counts().items()) if len(good) else 'none'
-    return (f'{len(table)} particles of {m.name} were compared with models; accepted: {len(good)} ({shapes}).'
+    return (f'{counted(len(table), "particle")} of {m.name} compared with models; accepted: {len(good)} ({shapes}).'
             + (f' Stopped before the other {left}.' if left else ''))
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #9e883510

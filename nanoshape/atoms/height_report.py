@@ -11,7 +11,7 @@ import ase.io
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from ..core import COLUMNS, NM, provenance, result_folder, write_json
+from ..core import COLUMNS, NM, counted, provenance, result_folder, write_json
 from ..figures import as_png, rim, show_image, use_style
 from ..learn.network import Network
 from ..micrographs.reading import Micrograph
@@ -66,7 +66,7 @@ def summarise_heights(m:Micrograph, columns:pd.DataFrame, fit:LatticeFit)->str:
     "Two sentences on what was read."
     h = columns[columns.on_lattice]
     off_axis = f' {OFF_AXIS.format(fit)}.'*bool(fit.asymmetry > TILTED and fit.simulated is None)
-    return (f'{len(h)} columns of {fit.material} along [{fit.axis}] in {m.name}, of {h.height.min()} to '
+    return (f'{counted(len(h), "column")} of {fit.material} along [{fit.axis}] in {m.name}, of {h.height.min()} to '
             f'{h.height.max()} atoms '
             f'(median {h.height.median():g}); {_certainty(h, fit)}{_basis(fit)}. '
             f'The lattice constant comes out {100*(fit.scale - 1):+.1f} % from the known one; '

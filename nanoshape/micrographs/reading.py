@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['READERS', 'PICTURES', 'MAX_PIXELS', 'MAX_PAPER_PIXEL', 'PREVIEW', 'TINT', 'MOST_COLOURED', 'PATIENCE', 'MEMORY',
            'PIXELS_NM', 'MAX_PIXEL_RATIO', 'HOT', 'Micrograph', 'serve', 'check_sampling', 'lattice_pixel',
-           'check_field', 'resampled', 'relabelled', 'burnt_in', 'read', 'frame_count', 'header_sampling',
-           'file_header', 'image_pixels', 'frames']
+           'check_field', 'resampled', 'relabelled', 'burnt_in', 'printable_name', 'check_name', 'read', 'frame_count',
+           'header_sampling', 'file_header', 'image_pixels', 'frames']
 
 # %% ../../nbs/micrographs/00_reading.ipynb #28adc1c0
 from collections.abc import Iterator
@@ -631,6 +631,17 @@ def _repaired(a, jpeg, drawn):  # → image without scale bar and hot pixels, ma
     if hot: notes = (*notes, f'{hot} hot pixels took the grey level of their neighbours')
     return a, hidden, notes
 
+# %% ../../nbs/micrographs/00_reading.ipynb #8f540cd2
+def printable_name(path:Path, root:Path|None=None)->str:
+    "A file's name, from a folder on if one is given, as text that can be written; question marks for what is no Unicode."
+    name = path.relative_to(root).as_posix() if root else path.name
+    return name.encode('utf-8', 'replace').decode()
+
+def check_name(path:Path):
+    "Raises `UserError` for a name that cannot be written."
+    if printable_name(path) != path.name:
+        raise UserError(f'the name of {printable_name(path)} holds bytes that are no Unicode, shown as question marks: rename it')
+
 # %% ../../nbs/micrographs/00_reading.ipynb #e5468bfc
 def _check_mode(name, mode):
     if mode == 'STEM':
@@ -664,6 +675,7 @@ def read(
     Cs:float|None=None,  # Å; no file tells it
 )->Micrograph:
     "Read and check one image. Raises `UserError`, in one sentence, for whatever cannot be analysed."
+    check_name(Path(path))
     m = _micrograph(Path(path), *_pixels(Path(path), frame, number), sampling, frame, inverted, scanned)
     return replace(m, voltage=voltage or m.voltage, Cs=Cs)
 

@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from roifile import ImagejRoi
 from scipy import ndimage
 from skimage import measure
-from ..core import NM, PARTICLES, provenance, result_folder, write_json
+from ..core import NM, PARTICLES, counted, provenance, result_folder, write_json
 from .detection import Detector, looks_negative
 from ..learn.evaluate import score_text
 from ..figures import (PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curves, rim, show_image,
@@ -209,7 +209,7 @@ def network_pictures(
     return _drawn[key]
 
 # %% ../../nbs/micrographs/05_report.ipynb #8d2deb24
-def _counts_text(values): return ', '.join(f'{n} {v}' for v, n in values.value_counts().items())
+def _counts_text(values): return ', '.join(f'{v} ({n})' for v, n in values.value_counts().items())
 
 def _crystals_text(table):  # counts of each crystallinity, if the table has it
     return f' Crystallinity: {_counts_text(table.crystallinity)}.' if 'crystallinity' in table else ''
@@ -232,7 +232,7 @@ def summarise(
     reasons = _counts_text(table.reason[table.reason != ''])
     y, x, pixel = (v/NM for v in (*m.field, m.sampling))
     which = f', image {m.file["image"]}' if 'image' in m.file else ''
-    return (f'{len(table)} particles in {m.name}{which} ({x:.1f} × {y:.1f} nm, {pixel:.4g} nm per pixel); '
+    return (f'{counted(len(table), "particle")} in {m.name}{which} ({x:.1f} × {y:.1f} nm, {pixel:.4g} nm per pixel); '
             f'{_sizes_text(table)}. {asked.capitalize()}s determined: {found}.'
             + (f' Undetermined: {reasons}.' if reasons else '') + _crystals_text(table))
 

@@ -27,14 +27,15 @@ import torch
 from jinja2 import Environment
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
-from ..core import NM, SURVEY, UserError, cores, own_files, provenance, read_json, result_folder, start_results, write_json
+from ..core import NM, SURVEY, UserError, cores, counted, own_files, provenance, read_json, result_folder, start_results, write_json
 from .detection import Detector
 from ..learn.evaluate import wilson
 from ..figures import PALETTE, use_style
 from .lattice import calibrate
 from .kinds import answer_names, question, question_of
 from .particles import CRYSTALLINE, NOT_KNOWN, UNKNOWN, probability_columns, without_shapes
-from .reading import PICTURES, READERS, frame_count, header_sampling, image_pixels, read
+from .reading import (PICTURES, READERS, check_name, frame_count, header_sampling, image_pixels, printable_name,
+                                           read)
 from .report import CAUTION, PAGE_HEAD, class_colors, picture, shape_notes, write_report
 from ..learn.network import Network
 
@@ -84,7 +85,7 @@ def movie_files(
     known = [s for s in sizes if s]
     usual = max(known, key=known.count, default=None)
     words = lambda s: f'{s[1]} × {s[0]} pixels'
-    odd = {_printable_name(f, folder): f'it has {words(s)}, and the frames of this movie have {words(usual)}: it is left out'
+    odd = {printable_name(f, folder): f'it has {words(s)}, and the frames of this movie have {words(usual)}: it is left out'
            for f, s in zip(files, sizes) if s and s != usual}
     return [f for f, s in zip(files, sizes) if s in (usual, None)], odd
 
@@ -214,22 +215,14 @@ def _why(e):  # an image could not be analysed, in one line
 
 def _stops_all(e): return isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
 
-# %% ../../nbs/micrographs/06_survey.ipynb #e3e3a5bc
-def _printable_name(path, root=None):
-    "A file's name, from a folder on if one is given, as text that can be written; question marks for what is no Unicode."
-    name = path.relative_to(root).as_posix() if root else path.name
-    return name.encode('utf-8', 'replace').decode()
-def _check_name(path):
-    if _printable_name(path) != path.name: raise UserError('its name holds bytes that are no Unicode: rename it')
-
 # %% ../../nbs/micrographs/06_survey.ipynb #95f381fa
 def _image_name(path, options, root=None):
-    name = _printable_name(path, root)
+    name = printable_name(path, root)
     return name if options.get('frame') is None else f'{name} [{options["frame"]}]'
 
 # %% ../../nbs/micrographs/06_survey.ipynb #cc5f7436
 def _file_particles(path, root, out, options, settings, write):  # → table of all frames, with tracks; frame that failed → why
-    _check_name(path)
+    check_name(path)
     out, parts, failed = out/path.relative_to(root).parent, [], {}
     single = _is_done(out/path.name, _request(path, options, settings))
     for name, how in _images_of(path, options, single):
@@ -248,7 +241,7 @@ def _one_file(path, root, out, options, settings, write):  # → table, or None;
     try: return _file_particles(path, root, out, options, settings, write)
     except Exception as e:
         if _stops_all(e): raise
-        return None, {_printable_name(path, root): _why(e)}
+        return None, {printable_name(path, root): _why(e)}
 
 # %% ../../nbs/micrographs/06_survey.ipynb #d79ac859
 def _start_worker():  # in a worker: one thread, and an end that comes with the parent's
@@ -340,7 +333,7 @@ def _analysed_files(files, root, out, options, settings, write, workers):  # →
     tables, failed = {}, {}
     with closing(_results(analyse, todo, files, workers, out)) as results:
         for f, (table, bad) in zip(files, tqdm(results, 'micrographs', len(files), unit='file')):
-            name = _printable_name(f, root)
+            name = printable_name(f, root)
             if table is not None: tables[name] = table
             failed |= {k or name: why for k, why in bad.items()}
     return tables, failed
@@ -474,7 +467,7 @@ def _file_row(name, t):  # for the page's table of files
     once = one_row_per_particle(t.assign(file=name))
     answers, whole = once[question_of(once)], _whole_diameters(once)
     return dict(name=name, link=link, n=len(once), d=f'{whole.median():.2f}' if len(whole) else '',
-                answers=', '.join(f'{n} {c}' for c, n in answers[answers != UNKNOWN].value_counts().items()) or 'none determined')
+                answers=', '.join(f'{c} ({n})' for c, n in answers[answers != UNKNOWN].value_counts().items()) or 'none determined')
 
 # %% ../../nbs/micrographs/06_survey.ipynb #e26a7b45
 def summarise_folder(
@@ -486,9 +479,9 @@ def summarise_folder(
     once = one_row_per_particle(particles)
     whole = _whole_diameters(once)
     size = f', median diameter {whole.median():.2f} nm' if len(whole) else ''
-    bad = f'; {failed} files or frames could not be analysed' if failed else ''
+    bad = f'; {"1 file or frame" if failed == 1 else f"{failed} files or frames"} could not be analysed' if failed else ''
     if NOT_KNOWN[1] in {*particles.get('reason', ())}: bad += '; no shapes: the network does not know these particles'
-    return f'{analysed} micrographs, {len(once)} particles, {len(whole)} of them whole{size}{bad}.'
+    return f'{counted(analysed, "micrograph")}, {counted(len(once), "particle")}, {len(whole)} of them whole{size}{bad}.'
 
 # %% ../../nbs/micrographs/06_survey.ipynb #aa42b2fd
 def _folder_pictures(whole, counts):  # sizes, and a bar chart of each question's answers
@@ -534,7 +527,7 @@ def _questions(network, crystals):  # column → possible answers
 def _write(m, folder, request, **how): return write_report(m, out=folder, asked=request, **how)  # what workers get
 
 def _as_movie(tables, files, root):  # one table of all frames, with tracks, under the folder's name
-    at = {_printable_name(f, root): k for k, f in enumerate(files)}
+    at = {printable_name(f, root): k for k, f in enumerate(files)}
     if not tables: return {}
     t = pd.concat([t.assign(frame=at[name]) for name, t in tables.items()], ignore_index=True)
     t['track'] = tracks(t)
