@@ -93,12 +93,14 @@ def test_analyse_writes_a_whole_report(picture, run, tmp_path):
     assert nanoshape(*args).returncode == 0, 'a second run replaces the first'
 
 
-@pytest.mark.parametrize('name', [b'b_$5_$^.png', b'x'*246 + b'.png', b'two\nlines.png', '中 µ.png'.encode()], ids=['signs', 'long', 'newline', 'glyphs'])
+@pytest.mark.parametrize('name', [b'b_$5_$^.png', b'x'*246 + b'.png', b'two\nlines.png', '中 µ.png'.encode()],
+                         ids=['signs', 'long', 'newline', 'glyphs'])
 def test_an_odd_name_alone_costs_nothing(picture, run, tmp_path, name):
     path = tmp_path/os.fsdecode(name)
     path.write_bytes(picture.read_bytes())
-    done = command('analyse', path, '--pixel-size', '.06', '--model', run[0]/'model.safetensors', '--detector', 'darkness', '--out', tmp_path/'out')
-    assert done.returncode == 0 and done.stderr == '' and len(pd.read_csv(tmp_path/'out/particles.csv')) == 2
+    model, out = run[0]/'model.safetensors', tmp_path/'out'
+    done = nanoshape('analyse', path, '--pixel-size', '.06', '--model', model, '--detector', 'darkness', '--out', out)
+    assert done.returncode == 0 and done.stderr == '' and len(pd.read_csv(out/'particles.csv')) == 2
 
 
 def test_a_name_that_is_no_unicode_is_refused(picture, run, tmp_path):

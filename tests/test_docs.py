@@ -15,7 +15,7 @@ from conftest import ROOT
 from dm import write_dm
 
 TEXTS = [ROOT/p for p in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'data/README.md', 'docs/commands.md', 'docs/contents.md',
-                          'docs/glossary.md', 'docs/real_micrographs.md')]
+                          'docs/glossary.md', 'docs/real_micrographs.md', 'docs/lesson_plan.md')]
 
 
 def loaded(name):
