@@ -28,8 +28,8 @@ LIBRARY = {'Foundations': '0[01]_*', 'Simulate': 'simulate/*', 'Data sets': 'dat
            'Atoms': 'atoms/*', 'Studies': 'studies/*', 'Front': '0[23]_*'}  # the package's parts, in order: each uses only those before it
 PARTS = {part: sorted((ROOT/'nbs').glob(pattern + '.ipynb')) for part, pattern in
          ({'Start': 'index', 'Tutorials': 'tutorials/*'} | LIBRARY | {'Figures': 'figures/*', 'Experiments': 'experiments/*'}).items()}
-TEXTS = {'README.md': 'README', 'docs/commands.md': 'Commands', 'docs/real_micrographs.md': 'Real micrographs', 'docs/lesson_plan.md': 'A lesson plan',
-         'docs/contents.md': 'Contents', 'data/README.md': 'The data folder', 'docs/glossary.md': 'Glossary',
+TEXTS = {'README.md': 'README', 'docs/commands.md': 'Commands', 'docs/real_micrographs.md': 'Real micrographs',
+         'docs/lesson_plan.md': 'A lesson plan', 'docs/contents.md': 'Contents', 'data/README.md': 'The data folder', 'docs/glossary.md': 'Glossary',
          'CONTRIBUTING.md': 'Working on nanoshape', 'CHANGELOG.md': 'Changes'}
 RECORD = 'site.json'  # how a folder with a site is recognised
 
