@@ -213,18 +213,20 @@ def plot_range(
     return ax
 
 # %% ../nbs/01_figures.ipynb #86a27cc3
+def _dots(log): return dict(marker='o', ms=3) if len(log) < 4 else {}  # of few epochs, which a line alone would hide
+
 def _plot_losses(log, ax, label):  # of training (solid) and validation (dashed)
     for column, ls in (('train_loss', '-'), ('valid_loss', '--')):
-        ax.plot(log.epoch, log[column], ls, label=column.split('_')[0])
+        ax.plot(log.epoch, log[column], ls, label=column.split('_')[0], **_dots(log))
     ax.set(xlabel='epoch', ylabel=label); ax.legend()
 
 # %% ../nbs/01_figures.ipynb #a2257123
 def _plot_metric(log, ax, metric, chance):  # in per cent
-    ax.plot(log.epoch, 100*log[metric], color=PALETTE[2])
+    ax.plot(log.epoch, 100*log[metric], color=PALETTE[2], **_dots(log))
     if chance:
         ax.axhline(100*chance, color='k', ls=':', lw=1)
-        ax.text(log.epoch.iloc[-1], 100*chance, 'chance', ha='right', va='bottom')
-    ax.set(xlabel='epoch', ylabel=f'validation {metric.replace("_", " ")} (%)', ylim=(0, 102))
+        ax.text(log.epoch.iloc[-1], 100*chance - 2, 'chance', ha='right', va='top')
+    ax.set(xlabel='epoch', ylabel=f'validation {metric.replace("_", " ").replace("iou", "IoU")} (%)', ylim=(0, 102))
 
 # %% ../nbs/01_figures.ipynb #f1a6f320
 def plot_curves(
@@ -260,10 +262,12 @@ def _triangle_outline():  # points (n, 2) along the great circles from ⟨100⟩
 # %% ../nbs/01_figures.ipynb #9121e27a
 def plot_triangle(
     ax:Axes,
+    inside=None,  # what has been drawn there, such as a `hexbin`, and is to end at the outline
 ):
     "The outline of the standard triangle and the names of its corners."
-    ax.plot(*_triangle_outline().T, 'k', lw=.8)
-    for name, px, py in (('100', 0, -.03), ('110', .414, -.03), ('111', .366, .385)):
+    outline, = ax.fill(*_triangle_outline().T, facecolor='none', edgecolor='k', lw=.8)
+    if inside is not None: inside.set_clip_path(outline)
+    for name, px, py in (('100', 0, -.03), ('110', .414, -.03), ('111', .366, .392)):
         ax.text(px, py, name, ha='center', va='center', fontsize=6)
     ax.set_aspect('equal'); ax.axis('off')
 
