@@ -113,7 +113,7 @@ def _calibrated(a):  # nm per pixel
     from nanoshape.micrographs.survey import pixel_size
     c = pixel_size(a.image, a.calibrate, recursive=a.recursive or a.movie, **_options(a))
     print(f'{c["sampling"]/NM:.5f} ± {c["error"]/NM:.5f} nm per pixel from the fringes of {a.calibrate} ({rings_used(c)})'
-          + (f'; the file says {100*(c["header"] - 1):+.1f} %' if c['header'] else '') + '.')
+          + (f'; the value in the file differs by {100*(c["header"] - 1):+.1f} %' if c['header'] else '') + '.')
     return c['sampling']/NM
 
 # %% ../nbs/02_cli.ipynb #7c99561b
@@ -385,7 +385,7 @@ def _number_option(p):
 def _file_options(p, frame='(default: all)'):
     p.add_argument('--pixel-size', type=_decimal, metavar='NM',
                    help='nm per pixel; needed where the file does not say it')
-    p.add_argument('--inverted', action='store_true', help='particles are brighter than the ground, as in a negative')
+    p.add_argument('--inverted', action='store_true', help='particles are brighter than the background, as in a negative')
     p.add_argument('--kv', type=_decimal, metavar='KV', help='voltage of the microscope (default: as the file says)')
     p.add_argument('--cs', type=_decimal, metavar='MM',
                    help='spherical aberration in mm, such as 1.2 (no file tells it)')
@@ -398,8 +398,8 @@ def _finding_options(p):
                    help='a model file that finds particles, or the word darkness (default: '
                         'data/models/sizes.safetensors, and particles.safetensors where that one finds none)')
     p.add_argument('--least-score', type=_decimal, metavar='S',
-                   help='from 0 to 1: particles that the network is less sure of are left out (default: 0.7); a smaller one '
-                        'finds more, and more that is none')
+                   help='from 0 to 1: particles that the network is less sure of are left out (default: 0.7); a lower value '
+                        'finds more, and more false ones')
     p.add_argument('--labels', metavar='FILE',
                    help='a label image of this micrograph, TIFF or PNG, or ROIs of ImageJ, corrected by hand: takes the '
                         'detector\'s place')
@@ -451,12 +451,13 @@ def _analyse_command(sub):
 def _train_command(sub):
     t = sub.add_parser('train', help='train a network for your own metal and microscope, from a recipe',
                        description='Simulates what a recipe says, trains a network on it, calibrates and tests it, and writes a '
-                                   'report; says beforehand what it will know and how long it takes. Stopped, the same command '
-                                   'goes on.')
+                                   'report; says beforehand what it will know and how long it takes. If stopped, run the same '
+                                   'command again to resume.')
     t.add_argument('recipe', metavar='RECIPE', help='a YAML file, or the name of one in data/recipes (open_world)')
     t.add_argument('--set', action='append', metavar='KEY=VALUE',
-                   help="instead of the recipe's: --set element=Pt --set energy_kev=200 --set Cs_um=1200 --set 'defocus_nm={uniform: [40, 90]}'")
-    t.add_argument('--from', dest='begin', metavar='FILE', help='a model file whose training goes on, in minutes')
+                   help="replaces a key of the recipe; may be repeated: --set element=Pt --set energy_kev=200 "
+                        "--set Cs_um=1200 --set 'defocus_nm={uniform: [40, 90]}'")
+    t.add_argument('--from', dest='begin', metavar='FILE', help='continue training this model file, which takes minutes')
     t.add_argument('--structures', type=_count, metavar='N', help='instead of the number in the recipe')
     t.add_argument('--steps', type=_count, metavar='N', help='batches of 32 images (default: 8000, with --from 800)')
     t.add_argument('--seed', type=_whole, default=0, help='of split and training (default: 0)')
@@ -467,10 +468,10 @@ def _train_command(sub):
 # %% ../nbs/02_cli.ipynb #006de428
 def _train_detector_command(sub):
     t = sub.add_parser('train-detector', help='train the network that finds particles further, with your own labels',
-                       description='Goes on training the kept network with labelled micrographs and as many simulated '
+                       description='Trains the supplied network further, on labelled micrographs and as many simulated '
                                    'fields, and scores it before and after on images that are held out. Images cut '
-                                   'from one larger image are not independent, and flatter the score. Stopped, the '
-                                   'same command goes on.')
+                                   'from one larger image are not independent, and flatter the score. If stopped, run '
+                                   'the same command again to resume.')
     t.add_argument('folder', metavar='FOLDER', help='micrographs, each with NAME_labels.tif beside it, as nanoshape '
                                                     'analyse writes it: 0 is background, each particle has a number')
     t.add_argument('--out', metavar='FILE', default='my_detector.safetensors',
@@ -478,9 +479,9 @@ def _train_detector_command(sub):
     t.add_argument('--labels', metavar='FOLDER', help='label images of the same names, TIFF or PNG, or a result of '
                                                       'nanoshape analyse (default: beside the micrographs)')
     t.add_argument('--epochs', type=_count, default=10,
-                   help='of 400 squares (default: 10, which take about a quarter of an hour on 2 cores)')
+                   help='passes of 400 patches each (default: 10, which take about a quarter of an hour on 2 cores)')
     t.add_argument('--held-out', type=_decimal, default=.25, metavar='SHARE',
-                   help='of the images, for the score; at least one (default: 0.25)')
+                   help='share of the images held out for the score; at least one image (default: 0.25)')
     t.add_argument('--seed', type=_whole, default=0, help='of what is held out and of the training (default: 0)')
     t.add_argument('--device', help='cpu, cuda, … (default: cuda where there is one)')
     t.set_defaults(run=train_detector)
@@ -502,7 +503,7 @@ def _heights_command(sub):
     h.add_argument('--refine', action='store_true',
                    help='correct the heights, and find focus and tilt, until a simulated image is like this one: half '
                         'a minute, and '
-                        'most of the errors gone at 1000 electrons per Å², if the microscope is like that of the '
+                        'most errors corrected at 1000 electrons per Å² on images like those of the '
                         'training')
     h.set_defaults(run=heights); _file_options(h, '(needed for a movie)'); _number_option(h)
 
@@ -530,7 +531,7 @@ def _app_command(sub):
 # %% ../nbs/02_cli.ipynb #f77605f7
 def _simulate_command(sub):
     m = sub.add_parser('simulate', help='simulate the exit waves of a recipe',
-                       description='Simulates what a recipe says; started again, it goes on, and repairs.')
+                       description='Simulates what a recipe says; run again, it resumes, and repairs damaged files.')
     m.add_argument('recipe', help='a YAML file, such as data/recipes/tiny.yaml')
     m.add_argument('out', help='a new folder, or an unfinished or damaged store')
     m.add_argument('--workers', type=_count, metavar='N', help='processes (default: all cores)')

@@ -651,7 +651,7 @@ def test_an_emd_file_reads_no_other_file(tmp_path):
         g.create_virtual_dataset('data', v)
     assert read(own).image.shape == (64, 64)
     for path in (stored, linked, _berkeley(tmp_path/'virtual.emd', virtual)):
-        with pytest.raises(UserError, match='takes its numbers from other files'): read(path)
+        with pytest.raises(UserError, match='links to data in other files'): read(path)
 
 
 def test_a_large_picture_is_not_called_damaged(tmp_path, monkeypatch):

@@ -227,8 +227,8 @@ def test_surface_energies_as_yaml_writes_them(tmp_path):
 
 
 @pytest.mark.parametrize('text, said', [
-    ('name: x\nstructures: 1000000000', 'structures must not exceed'), ('name: x\nseed: -1', 'seed must not be negative'),
-    ('name: x\ngpts: 100000', 'gpts must not exceed'), ('name: x\nshift_nm: -1', 'shift_nm must not be negative'),
+    ('name: x\nstructures: 1000000000', 'structures must not exceed'), ('name: x\nseed: -1', 'seed must be 0 or more'),
+    ('name: x\ngpts: 100000', 'gpts must not exceed'), ('name: x\nshift_nm: -1', 'shift_nm must be 0 or more'),
     ('name: 2020-99-99', 'readable YAML'), ('name: ' + '['*3000 + ']'*3000, 'readable YAML'), ('name: x\n#' + 'a'*2**20, 'very large'),
     ('name: x\ndose: 1e3', 'dose must be a number')])
 def test_odd_recipes_get_a_sentence_at_once(text, said, tmp_path):

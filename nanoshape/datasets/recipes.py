@@ -241,7 +241,9 @@ def _check_classes(r):
     if 'Wulff' in r.classes and not r.surface_energies:
         raise UserError("surface_energies are needed for Wulff shapes, such as {'111': 1.0, '100': 1.15}")
     wrong = [k for k, v in (r.surface_energies or {}).items() if not (len(k) == 3 and k.isdecimal() and _number(v) and v > 0)]
-    if wrong: raise UserError(f"surface_energies: {wrong[0]}: {r.surface_energies[wrong[0]]!r} is none; write {{'111': 1.0, '100': 1.15}}")
+    if wrong:
+        raise UserError(f"surface_energies: {wrong[0]}: {r.surface_energies[wrong[0]]!r} is not a surface energy; "
+                        "write {'111': 1.0, '100': 1.15}")
 
 # %% ../../nbs/datasets/00_recipes.ipynb #9097606a
 _OPTION_LIMITS = {'roughness': .25, 'vacuum': 1, 'step': 1}  # options that lie between 0 and less than this
@@ -283,7 +285,7 @@ COARSEST = .5  # Å per pixel of the calculation
 def _check_sizes(r):
     if bounds(r.size_nm)[0] < 1: raise UserError('size_nm must be at least 1')
     if bounds(r.size_nm)[1] + 2*r.shift_nm > r.box_nm:
-        raise UserError(f'size_nm: the largest particle (and shift_nm) must fit box_nm = {r.box_nm:g}')
+        raise UserError(f'size_nm: the largest size plus 2 × shift_nm must not exceed box_nm = {r.box_nm:g}')
     if r.box_nm*NM/r.gpts > COARSEST:
         least = int(np.ceil(r.box_nm*NM/COARSEST))
         raise UserError(f'gpts: {r.gpts} is too coarse for box_nm = {r.box_nm:g}; use at least {least}')
@@ -313,7 +315,7 @@ def _check_amounts(r):  # whole numbers that nothing could be made of
     for k, most in _AT_MOST.items():
         if getattr(r, k) > most: raise UserError(f'{k} must not exceed {most}, not be {getattr(r, k)}')
     for k in ('seed', 'shift_nm'):
-        if getattr(r, k) < 0: raise UserError(f'{k} must not be negative, not {getattr(r, k)}')
+        if getattr(r, k) < 0: raise UserError(f'{k} must be 0 or more, not {getattr(r, k)}')
 
 def _check_values(r):
     for k in _NOT_NEGATIVE:

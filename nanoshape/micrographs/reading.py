@@ -213,7 +213,7 @@ def _check_mrc_size(path):
         raise UserError(f'{path.name} declares {declared} pixels, which it cannot hold: is the file damaged?')
 
 # %% ../../nbs/micrographs/00_reading.ipynb #f56f70a7
-_UNSET = ' (1 Å, as its header has it, is written by programs that do not know it)'
+_UNSET = ' (the 1 Å in its header is what programs write that do not know the pixel size)'
 
 def _believed(path, scales):  # → Å per pixel, or None; and why a size in the header is not believed
     unset = path.suffix.lower() == '.mrc' and scales and np.allclose(scales, 1., rtol=0, atol=1e-6)
@@ -251,7 +251,7 @@ def _check_contained(path):  # an HDF5 file
         links = [item.get(k, getlink=True) for k in item] if isinstance(item, h5py.Group) else []
         elsewhere = any(isinstance(link, h5py.ExternalLink) for link in links)
         if elsewhere or isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
-            raise UserError(f'{path.name} takes its numbers from other files: give one that holds them itself')
+            raise UserError(f'{path.name} links to data in other files: give a file that contains the data')
     with h5py.File(path, 'r') as f: check('', f); f.visititems(check)
 
 # %% ../../nbs/micrographs/00_reading.ipynb #046bfce0
