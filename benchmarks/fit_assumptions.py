@@ -17,7 +17,8 @@ from nanoshape.simulate.grains import misorientation
 from nanoshape.studies.fit_tests import fit_recipe, recorded_particle
 
 OTHER = {'Au': 'Pt', 'Pt': 'Au'}
-ASSUMED = {'right': {}, 'voltage −10 %': dict(voltage=.9), 'voltage +10 %': dict(voltage=1.1), 'other metal': dict(element=True), 'Cs −10 %': dict(Cs=.9)}
+ASSUMED = {'right': {}, 'voltage −10 %': dict(voltage=.9), 'voltage +10 %': dict(voltage=1.1), 'other metal': dict(element=True),
+           'Cs −10 %': dict(Cs=.9)}
 
 
 def fitted(mic, outline, truth, voltage=1., Cs=1., element=False):
