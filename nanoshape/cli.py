@@ -55,7 +55,8 @@ def _read_frame(a):  # the same; of a folder, whose files are the frames of a mo
 
 def _detector(a):  # what finds particles
     from nanoshape.micrographs.detection import SURE, Drawn, default_detector
-    return Drawn(a.labels) if a.labels else default_detector(a.detector, SURE if a.least_score is None else a.least_score)
+    if a.labels: return Drawn(a.labels)
+    return default_detector(a.detector, SURE if a.least_score is None else a.least_score)
 
 def _helpers(a):  # that, and what tells how crystalline they are
     from nanoshape.learn.defaults import default_crystallinity_network
@@ -265,7 +266,8 @@ def demo(a):
           '(and overlay.png, particles.csv, confusion.png, curves.png)')
 
 # %% ../nbs/02_cli.ipynb #de873f1e
-_WITHIN = dict(pixel_size=(.001, .2), cs=(-10, 10), focus=(-5000, 5000), spread=(0, 100), mtf=(.01, 1), dose=(.1, 1e7), carbon=(0, 50))
+_WITHIN = dict(pixel_size=(.001, .2), cs=(-10, 10), focus=(-5000, 5000), spread=(0, 100), mtf=(.01, 1), dose=(.1, 1e7),
+               carbon=(0, 50))
 
 def _check_image_options(a):
     for k, (low, high) in _WITHIN.items():
@@ -286,7 +288,8 @@ def image(a):
     from nanoshape.simulate.structures import read_structure
     _check_image_options(a)
     out, lens = check_new(a.out or Path(a.structure).with_suffix('.tif').name), _lens(a)
-    scene = in_a_box(read_structure(a.structure, a.seed, a.repeat), a.tilt, NM*a.carbon, room_for(lens), a.seed, NM*a.pixel_size)
+    atoms = read_structure(a.structure, a.seed, a.repeat)
+    scene = in_a_box(atoms, a.tilt, NM*a.carbon, room_for(lens), a.seed, NM*a.pixel_size)
     made, pixel = structure_image(scene, NM*a.pixel_size, lens, a.seed)
     said = {k: v for k, v in vars(a).items() if k not in ('run', 'command')} | dict(focus=float(lens.defocus)/NM)
     write_image(out, made.numpy(), pixel)
@@ -542,22 +545,26 @@ def _simulate_command(sub):
 # %% ../nbs/02_cli.ipynb #5fb61c76
 def _image_command(sub):
     i = sub.add_parser('image', help='a micrograph of a structure: CIF, XYZ, CEL, POSCAR, LAMMPS or PDB',
-                       description='Simulates the HRTEM image of a particle, or of a crystal\'s cell that repeats in x and y. '
-                                   'The beam travels along +z.')
+                       description='Simulates the HRTEM image of a particle, or of a crystal\'s cell that repeats '
+                                   'in x and y. The beam travels along +z.')
     i.add_argument('structure', help='a file of atoms')
-    i.add_argument('--out', metavar='FILE', help='a new TIFF (default: the name of the structure, here); a JSON goes beside it')
+    i.add_argument('--out', metavar='FILE',
+                   help='a new TIFF (default: the name of the structure, here); a JSON goes beside it')
     option = lambda name, default, words, **k: i.add_argument(name, type=_decimal, default=default, help=words, **k)
     option('--pixel-size', .02, 'nm per pixel (default: 0.02)', metavar='NM')
     option('--kv', 300., 'voltage (default: 300)', metavar='KV')
     option('--cs', 0., 'spherical aberration (default: 0, corrected)', metavar='MM')
-    option('--focus', None, 'underfocus from the last atom (default: 5, or Scherzer\'s where --cs is above 0)', metavar='NM')
+    option('--focus', None, 'underfocus from the last atom (default: 5, or Scherzer\'s where --cs is above 0)',
+           metavar='NM')
     option('--spread', 4., 'spread of focus, 1/e half-width (default: 4)', metavar='NM')
     option('--mtf', .5, 'MTF of the camera at Nyquist (default: 0.5)', metavar='M')
     option('--dose', None, 'electrons per Å² (default: no noise)', metavar='E')
     option('--tilt', (0., 0.), 'of a particle about x, then y, in degrees', metavar=('X', 'Y'), nargs=2)
     option('--carbon', 0., 'thickness of amorphous carbon below a particle', metavar='NM')
-    i.add_argument('--repeat', type=_count, nargs=3, default=(1, 1, 1), metavar=('A', 'B', 'C'), help='cells along each vector')
-    i.add_argument('--seed', type=_whole, default=0, help='of noise, carbon, and sites that are occupied in part (default: 0)')
+    i.add_argument('--repeat', type=_count, nargs=3, default=(1, 1, 1), metavar=('A', 'B', 'C'),
+                   help='cells along each vector')
+    i.add_argument('--seed', type=_whole, default=0,
+                   help='of noise, carbon, and sites that are occupied in part (default: 0)')
     i.set_defaults(run=image)
 
 # %% ../nbs/02_cli.ipynb #f10b62c2

@@ -271,7 +271,8 @@ def _scene(p, view):  # in a cell as wide as the view; the atom at 0 lies in its
     sites, full = _sites(p, view.element)
     at = sites@p.rotation.T + [view.width/2, view.width/2, view.half]
     inside = ((at >= 0) & (at < [view.width, view.width, 2*view.half])).all(1)  # a body may grow too large
-    scene = Atoms(np.full(inside.sum(), atomic_numbers[view.element]), at[inside], cell=[view.width, view.width, 2*view.half], pbc=True)
+    numbers = np.full(inside.sum(), atomic_numbers[view.element])
+    scene = Atoms(numbers, at[inside], cell=[view.width, view.width, 2*view.half], pbc=True)
     scene.set_array('occupancy', full[inside])
     return scene
 
@@ -590,7 +591,7 @@ def _thinned(view, some, steps):  # refined and thinned out in turns of (steps, 
         some = sorted([refined(view, p, k, ROUGH, SLOW, numbers) for p in some], key=lambda p: p.misfit)[:most]
     return some
 
-def _other_bodies(view, p):  # the best of other bodies at the model's orientation and focus, and of the same one elsewhere in the lattice
+def _other_bodies(view, p):  # the best of other bodies in the model's place, and of the same one elsewhere in the lattice
     forms = [sized(view, p.rotation, t, .15, body=p.body, shift=p.shift, defocus=p.defocus, edge=SOFT,
                    focal_spread=p.focal_spread, mtf=p.mtf, lattice=p.lattice) for t in _OTHER_FORMS]
     a = lattice_constant(view.element)
@@ -610,7 +611,8 @@ def _hexagons(step, reach):  # points (n, 2) of a triangular lattice
 
 def _other_tilts(view, p):  # the best of tilted models, and of those turned by 180° about the beam, at any focus
     around = [axis_angle((0, 0, 1), a) for a in (0, np.pi)] if p.explained < TURNED else [np.eye(3)]
-    tilted = [replace(_turned(replace(p, rotation=r@p.rotation), (*np.radians(t), 0.)), edge=SOFT) for r in around for t in _hexagons(*TILTS)]
+    tilt = lambda r, t: replace(_turned(replace(p, rotation=r@p.rotation), (*np.radians(t), 0.)), edge=SOFT)
+    tilted = [tilt(r, t) for r in around for t in _hexagons(*TILTS)]
     some = _apart(placed(view, tilted, np.union1d(focus_range(view), p.defocus + ELSEWHERE), 2, COARSE), 16)
     some = _apart([refined(view, q, 3, ROUGH, SLOW, _POSE) for q in some], 10)
     return _thinned(view, some, [(3, 5, NUMBERS), (5, 2, NUMBERS)])
@@ -781,7 +783,8 @@ def fit_particle(
     chance = _chance(view); tell(.98)
     deviations, turns = _deviations(view, best)
     tilt = np.degrees(np.sqrt(np.linalg.eigvalsh(turns))); tell(1.)
-    told = dict(ranges=_ranges(view, chain), tilt_deg=(float(tilt[0]), float(tilt[-1])), why=refused(best, chance, ahead, _by_noise(view)))
+    why = refused(best, chance, ahead, _by_noise(view))
+    told = dict(ranges=_ranges(view, chain), tilt_deg=(float(tilt[0]), float(tilt[-1])), why=why)
     return ParticleFit(best, found[1:], chance, ahead, deviations, **told)
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #c41d8ec6

@@ -39,12 +39,16 @@ def in_a_box(
     seed:int=0,  # of the carbon
     pixel:float=.2,  # Å, of which the box holds an even number
 )->Atoms:
-    "A structure as the beam meets it. Raises `UserError` for a crystal's cell that is not rectangular, is to be turned, or to lie on carbon."
+    """A structure as the beam meets it. Raises `UserError` for a crystal's cell that is not rectangular, is to be turned,
+    or to lie on carbon."""
     if is_crystal(atoms):
-        if any(tilt) or carbon: raise UserError('a cell that repeats can neither be turned nor lie on carbon: give a particle')
+        if any(tilt) or carbon:
+            raise UserError('a cell that repeats can neither be turned nor lie on carbon: give a particle')
         if not np.allclose(atoms.cell.array, np.diag(atoms.cell.lengths()), atol=1e-3):
-            raise UserError('the cell is not rectangular, or does not lie along x, y and z: give one that is, of more atoms')
-        return Atoms(atoms.numbers, atoms.get_positions(wrap=True, pbc=True), cell=atoms.cell, pbc=True, info=atoms.info)
+            raise UserError('the cell is not rectangular, or does not lie along x, y and z: '
+                            'give one that is, of more atoms')
+        inside = atoms.get_positions(wrap=True, pbc=True)
+        return Atoms(atoms.numbers, inside, cell=atoms.cell, pbc=True, info=atoms.info)
     turn = axis_angle((0, 1, 0), np.radians(tilt[1]))@axis_angle((1, 0, 0), np.radians(tilt[0]))
     free = Atoms(atoms.numbers, atoms.positions@turn.T)
     width = 2*pixel*np.ceil((np.ptp(free.positions[:, :2], axis=0).max()/2 + room)/pixel)
@@ -79,7 +83,8 @@ def check_new(
 )->Path:
     "Raises `UserError` for another kind of file, for no folder, and where an image or its record lies already."
     path = Path(path)
-    if path.suffix.lower() not in ('.tif', '.tiff'): raise UserError(f'{path.name} is no TIFF: choose a name that ends in .tif')
+    if path.suffix.lower() not in ('.tif', '.tiff'):
+        raise UserError(f'{path.name} is no TIFF: choose a name that ends in .tif')
     if not path.parent.is_dir(): raise UserError(f'there is no folder {path.parent}: make it first')
     for p in (path, path.with_suffix('.json')):
         if p.exists() or p.is_symlink(): raise UserError(f'{p} exists already: choose another name with --out')
@@ -92,5 +97,6 @@ def write_image(
 )->Path:
     "Save a simulated micrograph, whole or not at all."
     with whole_file(path) as tmp:
-        tifffile.imwrite(tmp, np.asarray(image, np.float32), resolution=[1e8/s for s in sampling[::-1]], resolutionunit='CENTIMETER')
+        per_cm = [1e8/s for s in sampling[::-1]]
+        tifffile.imwrite(tmp, np.asarray(image, np.float32), resolution=per_cm, resolutionunit='CENTIMETER')
     return Path(path)
