@@ -30,6 +30,15 @@ def is_crystal(
     if atoms.cell.rank < 3: return False
     return bool((np.ptp(atoms.positions[:, :2], axis=0) > atoms.cell.lengths()[:2] - GAP).all())
 
+# %% ../../nbs/datasets/06_structure_image.ipynb #745f8cd4
+def _whole_cell(atoms, changed):  # a crystal's cell, every atom in it; `changed`: it is to be turned or to lie on something
+    if changed: raise UserError('a cell that repeats can neither be turned nor lie on carbon: give a particle')
+    if not np.allclose(atoms.cell.array, np.diag(atoms.cell.lengths()), atol=1e-3):
+        raise UserError('the cell is not rectangular, or does not lie along x, y and z: '
+                        'give one that is, of more atoms')
+    inside = atoms.get_positions(wrap=True, pbc=True)
+    return Atoms(atoms.numbers, inside, cell=atoms.cell, pbc=True, info=atoms.info)
+
 # %% ../../nbs/datasets/06_structure_image.ipynb #88b9053a
 def in_a_box(
     atoms:Atoms,
@@ -41,14 +50,7 @@ def in_a_box(
 )->Atoms:
     """A structure as the beam meets it. Raises `UserError` for a crystal's cell that is not rectangular, is to be turned,
     or to lie on carbon."""
-    if is_crystal(atoms):
-        if any(tilt) or carbon:
-            raise UserError('a cell that repeats can neither be turned nor lie on carbon: give a particle')
-        if not np.allclose(atoms.cell.array, np.diag(atoms.cell.lengths()), atol=1e-3):
-            raise UserError('the cell is not rectangular, or does not lie along x, y and z: '
-                            'give one that is, of more atoms')
-        inside = atoms.get_positions(wrap=True, pbc=True)
-        return Atoms(atoms.numbers, inside, cell=atoms.cell, pbc=True, info=atoms.info)
+    if is_crystal(atoms): return _whole_cell(atoms, any(tilt) or carbon)
     turn = axis_angle((0, 1, 0), np.radians(tilt[1]))@axis_angle((1, 0, 0), np.radians(tilt[0]))
     free = Atoms(atoms.numbers, atoms.positions@turn.T)
     width = 2*pixel*np.ceil((np.ptp(free.positions[:, :2], axis=0).max()/2 + room)/pixel)
@@ -90,6 +92,7 @@ def check_new(
         if p.exists() or p.is_symlink(): raise UserError(f'{p} exists already: choose another name with --out')
     return path
 
+# %% ../../nbs/datasets/06_structure_image.ipynb #15f5cfba
 def write_image(
     path:str|Path,  # of a new TIFF
     image:np.ndarray,  # (y, x)
