@@ -295,7 +295,7 @@ def test_another_voltage_or_element_withholds_every_answer(tmp_path, grey):
     assert 'its answers are withheld' not in (tmp_path/'a/report.html').read_text()
     t = write_report(at(2e5), network, tmp_path/'b')
     assert (t['shape'] == 'undetermined').all() and (t.reason == 'another voltage than trained on').all()
-    assert '2 another voltage' in summarise(at(2e5), t)
+    assert 'another voltage than trained on (2)' in summarise(at(2e5), t)
     page, record = (tmp_path/'b/report.html').read_text(), read_json(tmp_path/'b/run.json')
     assert 'The image is of 200 kV, and the network has learned 300 kV' in page and 'TEM, 200 kV, camera &lt;Ceta&gt;, 2023-11-14.' in page
     assert record['file'] == at(2e5).file
