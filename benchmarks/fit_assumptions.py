@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.transform import Rotation
 
-from nanoshape.atoms.particle_fit import EXPLAINED, FINE, FIRM, LAST, ROUGH, SOFT, _by_noise, placed, refined, sized, view_particle
+from nanoshape.atoms.particle_fit import FINE, FIRM, LAST, ROUGH, SOFT, least_explained, placed, refined, sized, view_particle
 from nanoshape.core import NM, project_root, provenance
 from nanoshape.simulate.grains import misorientation
 from nanoshape.studies.fit_tests import fit_recipe, recorded_particle
@@ -48,7 +48,7 @@ def main():
                 if what == 'corrected' and 'Cs' in wrong: continue  # a few µm: next to nothing
                 view, p, off = fitted(mic, outline, truth, **wrong)
                 rows.append(dict(what=what, particle=i, element=truth['element'], diameter_nm=truth['feret_max']/NM, assumed=name, misfit=p.misfit,
-                                 explained=p.explained, accepted=p.explained >= EXPLAINED - _by_noise(view), off_deg=off, lattice=p.lattice))
+                                 explained=p.explained, accepted=p.explained >= least_explained(view), off_deg=off, lattice=p.lattice))
                 print({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
     pd.DataFrame(rows).round(4).assign(**provenance()).to_csv(a.out, index=False)
 

@@ -402,11 +402,12 @@ def test_noise_takes_little_off_what_has_to_be_explained(seen):
     """Two standard deviations of the noise's power, relative to what is beyond it; at most 5 %."""
     view = seen[2]
     strong = replace(view, recorded=torch.full((1000,), 3 + 0j), freedom=800.)
-    assert particle_fit._by_noise(strong) == pytest.approx(2*(2/800)**.5/8)
+    assert particle_fit.least_explained(strong) == pytest.approx(.95 - 2*(2/800)**.5/8)
     weak = replace(view, recorded=torch.full((1000,), 1.1**.5 + 0j), freedom=800.)
-    assert particle_fit._by_noise(weak) == .05 == particle_fit._by_noise(replace(view, recorded=torch.full((9,), .9 + 0j)))
+    nothing = replace(view, recorded=torch.full((9,), .9 + 0j))
+    assert particle_fit.least_explained(weak) == particle_fit.least_explained(nothing) == pytest.approx(.9)
     p = replace(seen[3], misfit=1.1, explained=.94, correlation=.6)
-    assert 'no model fits' in refused(p, [.1], 100.) and refused(p, [.1], 100., .02) == ''
+    assert 'no model fits' in refused(p, [.1], 100.) and refused(p, [.1], 100., .93) == ''
 
 
 def test_the_curvature_is_that_of_a_profile(seen):

@@ -73,6 +73,15 @@ def test_a_micrograph_shows_the_lattice_of_the_structure(tmp_path, capsys):
     assert 'underfocus' in capsys.readouterr().out
 
 
+def test_a_particles_own_debye_waller_factors_are_kept():
+    """Those of a file go with the particle into its box, and blur its image."""
+    one = Atoms('Au', [(0, 0, 0)])
+    soft = one.copy()
+    soft.info['b_factors'] = {'Au': 20.}
+    hard, blurred = (structure_image(in_a_box(a), .2, lens(defocus=40.))[0].numpy() for a in (one, soft))
+    assert np.ptp(blurred) < .6*np.ptp(hard)
+
+
 def test_counts_follow_the_dose_and_the_seed(tmp_path):
     write(tmp_path/'p.xyz', Atoms('Au3', [(0, 0, 0), (2.9, 0, 0), (0, 2.9, 0)]))
     run = lambda name, *words: main(['image', str(tmp_path/'p.xyz'), '--dose', '1000', '--out', str(tmp_path/name), *words])

@@ -11,7 +11,7 @@ __all__ = ['TILES', 'CONE', 'VIBRATION', 'FOCUS_STEP', 'FOCUS_REACH', 'SPREADS',
            'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'NOISE', 'AT_MOST', 'film_spectrum', 'film_foci', 'ParticleView',
            'view_particle', 'facet_reaches', 'ParticleModel', 'shaped', 'model_positions', 'model_image',
            'exit_defocus', 'compared', 'placed', 'beam_directions', 'sized', 'likely_orientations', 'refined',
-           'focus_range', 'ParticleFit', 'refused', 'fit_particle', 'fit_row']
+           'focus_range', 'ParticleFit', 'least_explained', 'refused', 'fit_particle', 'fit_row']
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #cbe511d1
 from collections.abc import Sequence
@@ -749,20 +749,21 @@ class ParticleFit:
 BY_CHANCE, AHEAD, EXPLAINED = 2., 50., .95  # times the highest artanh by chance; scaled χ²; share beyond noise
 NOISE, AT_MOST = 2., .05  # standard deviations of the noise's power, and what they may take off EXPLAINED
 
-def _by_noise(view):  # share of what is beyond noise that the noise itself may leave unexplained
+def least_explained(view:ParticleView)->float:
+    "Share of what is beyond noise that an accepted model explains: `EXPLAINED`, less what the noise itself may leave."
     beyond = float((view.recorded.abs()**2).mean()) - 1
-    return min(AT_MOST, NOISE*(2/view.freedom)**.5/beyond) if beyond > 0 else AT_MOST
+    return EXPLAINED - (min(AT_MOST, NOISE*(2/view.freedom)**.5/beyond) if beyond > 0 else AT_MOST)
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #a0ce252b
 def refused(
     p:ParticleModel, chance:Sequence[float], ahead:float,  # see `ParticleFit`
-    by_noise:float=0.,  # taken off what has to be explained
+    least:float=EXPLAINED,  # of `least_explained`
 )->str:  # '' if it is not
     "Why a fit is not accepted. The limits are choices of this project, see figures/particle_fit."
     if np.arctanh(min(p.correlation, .999)) < BY_CHANCE*np.arctanh(wrong := max(chance)):
         return f'the image is hardly more like the model (correlation {p.correlation:.2f}) than like wrong ones (up to {wrong:.2f})'
     if ahead < AHEAD: return 'another orientation fits nearly as well'
-    if not p.explained >= EXPLAINED - by_noise:
+    if not p.explained >= least:
         return f'the difference is {p.misfit:.1f} times the noise, and the model explains {p.explained:.0%} of what is beyond noise: no model fits'
     return ''
 
@@ -783,7 +784,7 @@ def fit_particle(
     chance = _chance(view); tell(.98)
     deviations, turns = _deviations(view, best)
     tilt = np.degrees(np.sqrt(np.linalg.eigvalsh(turns))); tell(1.)
-    why = refused(best, chance, ahead, _by_noise(view))
+    why = refused(best, chance, ahead, least_explained(view))
     told = dict(ranges=_ranges(view, chain), tilt_deg=(float(tilt[0]), float(tilt[-1])), why=why)
     return ParticleFit(best, found[1:], chance, ahead, deviations, **told)
 

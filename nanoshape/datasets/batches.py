@@ -6,7 +6,7 @@
 __all__ = ['CLIP', 'CONTRAST', 'LOOSE', 'KEEP_IN_MEMORY', 'CARD', 'network_input', 'relative_input', 'cut_out', 'distances',
            'loosened', 'split_by_structure', 'check_split', 'frozen_images', 'pairs', 'frozen_set', 'frozen_inputs',
            'dihedral', 'undo_dihedral', 'moved', 'fresh_images', 'next_epoch', 'WaveLoader', 'FrozenLoader',
-           'class_index', 'dataloaders', 'eight_bits', 'save_images', 'plot_card', 'write_card']
+           'class_index', 'dataloaders', 'eight_bits', 'write_tiff', 'save_images', 'plot_card', 'write_card']
 
 # %% ../../nbs/datasets/03_batches.ipynb #54e4829c
 from base64 import b64encode
@@ -353,9 +353,18 @@ def eight_bits(
     return np.clip(255*(np.asarray(image) - low)/np.maximum(high - low, 1e-12), 0, 255).round().astype(np.uint8)
 
 # %% ../../nbs/datasets/03_batches.ipynb #a3a1c069
+def write_tiff(
+    path:str|Path,
+    image:np.ndarray,  # (y, x)
+    sampling:float|tuple[float,float],  # Å per pixel; or in y and in x
+):
+    "An image as TIFF, with its pixel size."
+    y, x = np.broadcast_to(sampling, 2)
+    tifffile.imwrite(path, image, resolution=(1e8/x, 1e8/y), resolutionunit='CENTIMETER')
+
 def _save(path, image, sampling):
     if path.suffix == '.png': Image.fromarray(eight_bits(image)).save(path)
-    else: tifffile.imwrite(path, image, resolution=(1e8/sampling,)*2, resolutionunit='CENTIMETER')
+    else: write_tiff(path, image, sampling)
 
 # %% ../../nbs/datasets/03_batches.ipynb #6e78fc1f
 def _save_frozen(store, idx, k, folder, kind):  # files of one frozen image of each sample; their rows of the table

@@ -293,6 +293,7 @@ def find(self:Detector, m:Micrograph)->tuple[np.ndarray,bool]:
     if self.by_fringes: return find_particles(m, self.network), False
     return (segment(m), False) if labels is None else (labels, bright)
 
+# %% ../../nbs/micrographs/01_detection.ipynb #48ee2267
 def _learned_from(network):  # the end of a sentence
     n = network.card.other.get('labelled_images')
     return f'simulated images and on {n} micrographs that a person labelled' if n else 'simulated images only'

@@ -34,8 +34,7 @@ from ..figures import PALETTE, use_style
 from .lattice import calibrate
 from .kinds import answer_names, question, question_of
 from .particles import CRYSTALLINE, NOT_KNOWN, UNKNOWN, probability_columns, without_shapes
-from .reading import (PICTURES, READERS, check_name, frame_count, header_sampling, image_pixels, printable_name,
-                                           read)
+from .reading import PICTURES, READERS, check_name, frame_count, header_sampling, image_pixels, printable_name, read
 from .report import CAUTION, PAGE_HEAD, class_colors, picture, shape_notes, write_report
 from ..learn.network import Network
 
