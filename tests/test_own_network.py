@@ -166,6 +166,7 @@ def test_a_report_and_a_folder_by_kinds(sure, tmp_path):
 
     class Given:
         network = sizes = None
+        sure = .7
         def find(self, m): return labels, False
         def how(self, m): return 'given'
     t = write_report(m, sure, tmp_path/'one', detector=Given(), element='Pt')
