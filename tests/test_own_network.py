@@ -172,7 +172,7 @@ def test_a_report_and_a_folder_by_kinds(sure, tmp_path):
     t = write_report(m, sure, tmp_path/'one', detector=Given(), element='Pt')
     assert t.kind.tolist() == ['one crystal']
     page = (tmp_path/'one/report.html').read_text()
-    assert 'Kinds determined: 1 one crystal' in page and 'Outline colour: kind' in page and read_json(tmp_path/'one/run.json')['finished']
+    assert 'Kinds determined: one crystal (1)' in page and 'Outline colour: kind' in page and read_json(tmp_path/'one/run.json')['finished']
     (tmp_path/'in').mkdir()
     for k in range(2): tifffile.imwrite(tmp_path/f'in/{k}.tif', m.image)
     particles, failed = survey(tmp_path/'in', sure, tmp_path/'out', detector=Given(), element='Pt', sampling=m.sampling)
