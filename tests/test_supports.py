@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 from nanoshape.core import UserError, rng
-from nanoshape.simulate.supports import (SUPPORTS, amorphous, carbon_network, coordination, displaced_diamond,
+from nanoshape.simulate.supports import (SUPPORTS, amorphous, carbon_black, carbon_network, coordination, displaced_diamond,
                                          network_block, number_density, pair_distribution, quenched, replaced,
                                          roughened, support, with_edge, with_hole, with_step)
 
@@ -36,13 +36,48 @@ def test_every_support_fills_its_slab_evenly(kind):
     film = support(kind, 55, 30, rng(3))
     x, y, z = film.positions.T
     assert min(x.min(), y.min(), z.min()) >= 0 and max(x.max(), y.max()) < 55 and z.max() < 30 and tuple(film.pbc) == (True, True, False)
-    expected = number_density('C', 2.0)*55**2*30
-    assert abs(len(film)/expected - 1) < .05
+    density = film.get_masses().sum()/film.cell.volume/.602214
+    assert abs(density/{'silicon': 4.68, 'carbon black': 2.15, 'ceria': 7.22, 'zirconia': 6.2, 'titania': 3.89}.get(kind, 2.0) - 1) < .06
     for coordinate, length in ((x, 55), (y, 55), (z, 30)):
         share = np.histogram(coordinate, 5, (0, length))[0]/len(film)
         assert np.abs(share - .2).max() < .03
     assert np.array_equal(film.positions, support(kind, 55, 30, rng(3)).positions) and not np.array_equal(film.positions[0],
             support(kind, 55, 30, rng(4)).positions[0])
+
+
+def strongest_planes(positions, spacing, rough=800):
+    """Highest power of planes so far apart, in any direction, per atom, and that direction."""
+    unit = lambda v: v/np.linalg.norm(v, axis=1, keepdims=True)
+    v = unit(rng(0).normal(size=(rough, 3)))
+    for step in (.1, .03, .01, 0):
+        power = np.abs(np.exp(2j*np.pi/spacing*positions@v.T).sum(0))**2/len(positions)
+        best = v[power.argmax()]
+        v = unit(np.vstack([best, best + step*rng(1).normal(size=(150, 3))]))
+    return power.max(), best
+
+
+def test_layers_of_carbon_black_face_their_sphere():
+    """A piece far from the centre has parallel layers, in any direction; one near it has none that are; bonds are those of graphene."""
+    flat = [strongest_planes(carbon_black(30, 30, rng(s), sphere=1e6, disorder=0.).positions, 3.44) for s in range(4)]
+    assert min(power for power, _ in flat) > 50
+    upright = [abs(direction[2]) for _, direction in flat]
+    assert min(upright) < .5 < max(upright)
+    assert strongest_planes(carbon_black(30, 30, rng(0), sphere=20.).positions, 3.44)[0] < .5*flat[0][0]
+    assert strongest_planes(carbon_black(30, 30, rng(0), sphere=1e6, disorder=0.).positions, 2.7)[0] < .3*flat[0][0]
+    assert (coordination(carbon_black(50, 50, rng(0)), 1.6) == 3).mean() > .5
+
+
+@pytest.mark.parametrize('kind, spacing, bond', [('ceria', 3.124, 2.343), ('zirconia', 2.939, 2.204), ('titania', 3.517, 1.934)])
+def test_oxides_are_crystals(kind, spacing, bond):
+    """Planes and bonds of handbooks, {111} of fluorite and {101} of anatase, in any grain's own direction."""
+    film = support(kind, 60, 40, rng(2), grain=1000.)  # one grain
+    metal = film.positions[(film.numbers > 8) & (np.abs(film.positions - (30, 30, 20)).max(1) < 20)]
+    power = [strongest_planes(metal, d)[0]/len(metal) for d in (spacing, 1.07*spacing)]
+    assert power[0] > .3 and power[1] < .15
+    inner = np.abs(film.positions - (30, 30, 20)).max(1) < 12
+    assert np.allclose(cKDTree(film.positions).query(film.positions[inner], 2)[0][:, 1], bond, atol=.02)
+    several = support(kind, 60, 40, rng(2), grain=25.)
+    assert nearest(several) >= 1.6 and .8 < len(several)/len(film) < 1.01
 
 
 def test_pair_distribution_of_a_known_crystal():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Spread', 'SPREADS_TAKE', 'CUTOFF', 'KINDS', 'WAVE_BAND', 'NEWER_KEYS', 'COARSEST', 'DRAWN', 'DRAWN_LAST', 'IMAGING',
            'check_spread', 'bounds', 'draw', 'SampleSet', 'Specimen', 'Calculation', 'Recipe', 'fingerprint',
-           'make_recipe', 'load_recipe', 'recorded_recipe', 'wave_recipe']
+           'named_supports', 'make_recipe', 'load_recipe', 'recorded_recipe', 'wave_recipe']
 
 # %% ../../nbs/datasets/00_recipes.ipynb #0e7bbd09
 from dataclasses import asdict, dataclass
@@ -134,7 +134,7 @@ class Specimen(SampleSet):
     particles: Spread = 20.  # fields: how many
     touching: Spread = 0.  # fields: share of the particles that are pushed against their nearest neighbour
     orientations: str|int = 'random'  # or 'facet down', or N: only N evenly spread ones
-    support: str = 'hard spheres'  # a key of `SUPPORTS`
+    support: str|tuple = 'hard spheres'  # a key of `SUPPORTS`, or a list of them, of which each structure gets one
     support_nm: Spread = 2.  # thickness; 0: none
     support_options: dict|None = None  # `roughness`, `vacuum`, `step` …, see `support_options`
 
@@ -248,12 +248,17 @@ def _check_classes(r):
 # %% ../../nbs/datasets/00_recipes.ipynb #9097606a
 _OPTION_LIMITS = {'roughness': .25, 'vacuum': 1, 'step': 1}  # options that lie between 0 and less than this
 
+def named_supports(support:str|tuple)->list[str]:
+    "The names in a recipe's `support`."
+    return [support] if isinstance(support, str) else list(map(str, support))
+
 def _check_support(r):
-    if r.support not in SUPPORTS:
-        raise UserError(f'support: there is no {r.support!r}, use one of {", ".join(SUPPORTS)}')
-    known = support_options(r.support)
+    if not r.support: raise UserError('support must name at least one support; none is one, too')
+    for s in named_supports(r.support):
+        if s not in SUPPORTS: raise UserError(f'support: there is no {s!r}, use one of {", ".join(SUPPORTS)}')
+        unknown = [k for k in r.support_options or {} if k not in support_options(s)]
+        if unknown: raise UserError(f'support_options: {s} has no {unknown[0]!r}; it has {", ".join(support_options(s))}')
     for k, v in (r.support_options or {}).items():
-        if k not in known: raise UserError(f'support_options: {r.support} has no {k!r}; it has {", ".join(known)}')
         if isinstance(v, str): continue
         check_spread(v, f'support_options.{k}')
         if k in _OPTION_LIMITS and not 0 <= bounds(v)[0] <= bounds(v)[1] < _OPTION_LIMITS[k]:

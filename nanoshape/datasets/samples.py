@@ -24,7 +24,7 @@ from ..simulate.columns import column_crystal, column_table, tilted, with_adatom
 from ..simulate.multislice import debye_waller_factors, exit_waves
 from ..simulate.microscope import Microscope
 from ..simulate.forms import CRYSTALS, LIMITS, PACKED, form_particle
-from .recipes import DRAWN, DRAWN_LAST, NEWER_KEYS, bounds, draw, Recipe
+from .recipes import DRAWN, DRAWN_LAST, NEWER_KEYS, bounds, draw, named_supports, Recipe
 
 # %% ../../nbs/datasets/01_samples.ipynb #f4701b14
 def class_of(
@@ -106,10 +106,12 @@ def _turned(r, p, g):  # the structure as the beam meets it
     return rotated(p, even_rotations(r.orientations)[g.integers(r.orientations)])
 
 # %% ../../nbs/datasets/01_samples.ipynb #fb18f64a
-def _film(r, g, width):  # the support, and its thickness in Å
+def _film(r, g, width):  # the support, and its labels: thickness in Å, and which it is where there are several
     thickness = draw(r.support_nm, g)*NM
     options = {k: v if isinstance(v, str) else draw(v, g) for k, v in (r.support_options or {}).items()}
-    return support(r.support, width, thickness, g, **options), thickness
+    kinds = named_supports(r.support)
+    kind = kinds[g.integers(len(kinds))] if len(kinds) > 1 else kinds[0]
+    return support(kind, width, thickness, g, **options), dict(support=thickness) | (dict(support_kind=kind) if len(kinds) > 1 else {})
 
 # %% ../../nbs/datasets/01_samples.ipynb #7a7c2946
 def _labels(r, p, turned):  # what is known of one particle
@@ -166,9 +168,9 @@ def sample(
     made, width = _made(recipe, s), recipe.box_nm*NM*scale_of(recipe, s)
     g, parts = rng(recipe.seed, 'view', i), made if field else [made]
     turned = [_turned(recipe, p, g) for p in parts]
-    film, thickness = _film(recipe, g, width)
+    film, support_labels = _film(recipe, g, width)
     places = _places(recipe, turned, g, width)
-    labels = {'index': i, 'structure': s, 'class': 'field' if field else class_of(recipe, s), 'support': thickness}
+    labels = {'index': i, 'structure': s, 'class': 'field' if field else class_of(recipe, s), **support_labels}
     labels |= dict(particles=len(parts), n_atoms=sum(map(len, parts))) if field else _labels(recipe, made, turned[0])
     scene = assemble(turned, width, film, places)
     return scene, labels | _own_conditions(recipe, s, scene)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTLINES', 'ANSWERS', 'FINE', 'SILENT', 'SQUARE', 'BEAM_WIDTH', 'WEIGHTS', 'EASY', 'slices', 'output_names', 'named',
            'directed', 'unit', 'beam_numbers', 'signed_root', 'field_width', 'truths', 'headers', 'partly_silent',
-           'coarse_maps', 'saved', 'goals', 'AnswerLoader', 'frozen_answers', 'answer_loaders', 'angles_to',
+           'coarse_maps', 'coarser', 'saved', 'goals', 'AnswerLoader', 'frozen_answers', 'answer_loaders', 'angles_to',
            'soft_goal', 'answer_loss', 'map_loss', 'AnswerLoss', 'probabilities_of', 'mean_and_spread',
            'mean_direction', 'quantile', 'crystal_accuracy', 'truncation_error', 'train_answers']
 
@@ -27,6 +27,8 @@ from ..datasets.samples import conditions
 from ..datasets.store import Store
 from ..datasets.batches import (WaveLoader, _about, check_split, fresh_images, frozen_set, moved, network_input,
                                         pairs)
+from ..datasets.thickness_fields import as_jpeg
+from .models import Resize
 from .train import train
 
 # %% ../../nbs/learn/07_multi_task.ipynb #50e9b592
@@ -131,17 +133,38 @@ def coarse_maps(
     return F.avg_pool2d(torch.stack([(t > 0).float(), t/field.float()[:, None, None]], 1), SQUARE)
 
 # %% ../../nbs/learn/07_multi_task.ipynb #1a798f07
+def coarser(
+    image:torch.Tensor,  # (n, y, x), square
+    generator:torch.Generator,
+    share:float=.25,  # of them
+    least:float=.6,  # pixels that are left, of those in a row
+)->torch.Tensor:
+    "Some images averaged over wider pixels, then interpolated: what becomes of a file whose pixels are too coarse."
+    n, px = len(image), image.shape[-1]
+    chance, left = torch.rand(2, n, generator=generator, device=image.device).tolist()
+    there_and_back = [nn.Sequential(Resize(round(px*(least + (1 - least)*v))), Resize(px)) for v in left]
+    return torch.stack([f(im[None, None])[0, 0] if c < share else im for f, im, c in zip(there_and_back, image, chance)])
+
+# %% ../../nbs/learn/07_multi_task.ipynb #59bfc816
+def _through_jpeg(grey, chosen, quality):  # (n, y, x) of 256 grey levels
+    files = [torch.from_numpy(255*as_jpeg(im.cpu().numpy()/255, int(q))).round().to(grey) if c else im
+             for im, c, q in zip(grey, chosen.tolist(), quality.tolist())]
+    return torch.stack(files)
+
+# %% ../../nbs/learn/07_multi_task.ipynb #3ff27f91
 def saved(
     image:torch.Tensor,  # (n, y, x)
     generator:torch.Generator,
     share:float=.5,  # of them, as 8-bit files
+    jpeg:float=.5,  # of those, as JPEG of quality 40 to 95
 )->torch.Tensor:
-    "Images as files keep them: some as they are, some stretched and rounded to 256 grey levels."
+    "Images as files keep them: some as they are, some stretched and rounded to 256 grey levels, some of those as JPEG."
     n, flat = len(image), image.flatten(1)
-    chance, low, high = torch.rand(3, n, generator=generator, device=image.device)
+    chance, low, high, quality = torch.rand(4, n, generator=generator, device=image.device)
     ends = [torch.stack([v.quantile(float(q)) for v, q in zip(flat, qs)]) for qs in (.02*low, 1 - .02*high)]
     low, high = (e[:, None, None] for e in ends)
     grey = (255*(image - low)/(high - low).clamp(min=1e-12)).clamp(0, 255).round()
+    grey = _through_jpeg(grey, chance < share*jpeg, 40 + 55*quality)
     return torch.where((chance < share)[:, None, None], grey, image)
 
 # %% ../../nbs/learn/07_multi_task.ipynb #4bb44676
@@ -157,7 +180,7 @@ def _with_truth(store, counts, thickness, idx, g, draws=0, image=0, maps=True): 
     field = torch.from_numpy(field_width(store, idx)).to(counts.device)
     truth = torch.from_numpy(truths(store, idx, draws, image)).to(counts.device)
     header = partly_silent(headers(store, idx, draws, image).to(counts.device), g)
-    return network_input(saved(counts, g)), header, goals(truth, coarse_maps(thickness, field) if maps else None)
+    return network_input(saved(coarser(counts, g), g)), header, goals(truth, coarse_maps(thickness, field) if maps else None)
 
 # %% ../../nbs/learn/07_multi_task.ipynb #1d47c575
 class AnswerLoader(WaveLoader):
