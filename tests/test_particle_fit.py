@@ -410,14 +410,23 @@ def test_noise_takes_little_off_what_has_to_be_explained(seen):
     assert 'no model fits' in refused(p, [.1], 100.) and refused(p, [.1], 100., .93) == ''
 
 
+def test_an_untold_spherical_aberration_is_refined(seen):
+    """Assumed 8 µm off, it comes back; where the file tells it, it stays."""
+    view, true = seen[2:]
+    off = replace(view, Cs=view.Cs + 8e4, cs_told=False)
+    p, told = (refined(v, replace(true, edge=.4), 10, particle_fit.ROUGH, 0.) for v in (off, replace(off, cs_told=True)))
+    assert abs(p.Cs + 8e4) < 4e4 and told.Cs == 0 and p.misfit < told.misfit
+
+
 def test_the_curvature_is_that_of_a_profile(seen):
     """χ² with the focus held two standard deviations off and all else refined: four more, but for what the noise's estimate lacks."""
     view, true = seen[2:]
     p = refined(view, replace(true, edge=.4), 8, particle_fit.ROUGH, 0.)
-    J = particle_fit._derivatives(view, p)
-    sd = np.sqrt(np.diag(np.linalg.inv(particle_fit._curvature(view, J) + particle_fit._prior(particle_fit.NUMBERS))))
-    sd = sd[[*particle_fit.NUMBERS].index('defocus')]
-    others = {k: v for k, v in particle_fit.NUMBERS.items() if k != 'defocus'}
+    numbers = particle_fit._free(view, particle_fit.NUMBERS)
+    J = particle_fit._derivatives(view, p, numbers=numbers)
+    sd = np.sqrt(np.diag(np.linalg.inv(particle_fit._curvature(view, J) + particle_fit._prior(numbers))))
+    sd = sd[[*numbers].index('defocus')]
+    others = {k: v for k, v in numbers.items() if k != 'defocus'}
     rise = [view.freedom*(refined(view, replace(p, defocus=p.defocus + side*2*sd), 4, particle_fit.ROUGH, 0., others).misfit - p.misfit)
             for side in (-1, 1)]
     assert 1 < np.mean(rise) < 9, rise

@@ -69,12 +69,13 @@ def fringed_particles(m:Micrograph, labels:np.ndarray, element:str)->list[int]:
 def particle_fits(
     m:Micrograph, labels:np.ndarray, numbers:Sequence[int],
     element:str='Au',
+    told=lambda share: None,  # is called with the share of all the work that is done
 )->Iterator[tuple[int,ParticleView|None,ParticleFit|str]]:  # the fit, or why there is none
     "Fits one particle after the other, with a bar."
     with tqdm(total=100*len(numbers), unit='%', bar_format='{l_bar}{bar}| {elapsed}<{remaining}',
               desc='fitting') as bar:
         for k, n in enumerate(numbers):
-            def tell(share, k=k): bar.update(round(100*(k + share)) - bar.n)
+            def tell(share, k=k): bar.update(round(100*(k + share)) - bar.n); told((k + share)/len(numbers))
             try:
                 view = view_particle(m, labels, n, element)
                 yield n, view, fit_particle(view, tell)

@@ -7,11 +7,11 @@ __all__ = ['TILES', 'CONE', 'VIBRATION', 'FOCUS_STEP', 'FOCUS_REACH', 'SPREADS',
            'BAND', 'LARGEST', 'COARSE', 'ROUGH', 'FINE', 'WAVES', 'BRIGHTNESS', 'SPACING', 'ANGLES', 'RINGS', 'FORMS',
            'PROJECTED', 'ATOMIC', 'OPTICAL', 'PLACE', 'NUMBERS', 'FACETS', 'FREER', 'LIMITS', 'CANDIDATES', 'FOCI',
            'THINNED', 'ELSEWHERE', 'SOFT', 'FIRM', 'LAST', 'APART', 'OTHER', 'ENOUGH', 'RIVAL', 'HOPEFUL', 'TILTS',
-           'SLOW', 'TURNED', 'TURN_ERROR', 'FOCUS_ERROR', 'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP',
-           'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'NOISE', 'AT_MOST', 'film_spectrum', 'film_foci', 'ParticleView',
-           'view_particle', 'facet_reaches', 'ParticleModel', 'shaped', 'model_positions', 'model_image',
-           'exit_defocus', 'compared', 'placed', 'beam_directions', 'sized', 'likely_orientations', 'refined',
-           'focus_range', 'ParticleFit', 'least_explained', 'refused', 'fit_particle', 'fit_row']
+           'SLOW', 'TURNED', 'TURN_ERROR', 'FOCUS_ERROR', 'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'LEAST',
+           'MOST', 'CALIBRATED', 'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'NOISE', 'AT_MOST', 'film_spectrum', 'film_foci',
+           'ParticleView', 'view_particle', 'facet_reaches', 'ParticleModel', 'shaped', 'model_positions',
+           'model_image', 'exit_defocus', 'compared', 'placed', 'beam_directions', 'sized', 'likely_orientations',
+           'refined', 'focus_range', 'ParticleFit', 'least_explained', 'refused', 'fit_particle', 'fit_row']
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #cbe511d1
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from scipy.fft import fft2, fftshift, next_fast_len
 from scipy.optimize import nnls
 from scipy.spatial.transform import Rotation
 from skimage import measure
-from ..core import NM, UserError
+from ..core import NM, UserError, thread_map
 from ..learn.abstention import shape_words
 from ..micrographs.particles import at_lattice_pixels, cropped, measure_lattice
 from ..micrographs.reading import Micrograph, lattice_pixel
@@ -126,6 +126,7 @@ class ParticleView:
     lattice: bool  # do spots stand out of its power spectrum?
     fringes: torch.Tensor  # bool (m,), frequencies of the lattice, of those in the band
     foci: tuple[float,...]  # Å, likely ones of the film
+    cs_told: bool  # by the file or a person; else it is refined, too
     recorded: torch.Tensor = None  # complex (m,), weighted
     @property
     def n(self)->int: return self.image.shape[-1]
@@ -183,7 +184,7 @@ def view_particle(
                         float((window**2).sum()*band.mean()), s, n*s, reach, element, energy, Cs,
                         (y - n//2, x - n//2), measure_lattice(small, own.astype(int), element).spacings_nm[0] != '',
                         torch.from_numpy(g[band]/s > .9*3**.5/lattice_constant(element)),
-                        tuple(film_foci(*film, s, energy, Cs)))
+                        tuple(film_foci(*film, s, energy, Cs)), m.Cs is not None)
     return replace(view, recorded=_weighted(view, view.image))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #1ea42c16
@@ -209,6 +210,7 @@ class ParticleModel:
     focal_spread: float = 40.  # Å, 1/e half-width
     mtf: float = .5  # of the camera at Nyquist
     astigmatism: tuple[float,float] = (0., 0.)  # Å, along x and along 45°
+    Cs: float = 0.  # Å, of spherical aberration beyond what the view says
     shift: tuple[float,float] = (0., 0.)  # y and x, pixels, of the atom at 0 from the view's middle
     brightness: float = 1.  # contrast of the recorded image over that of the simulated one
     misfit: float = np.inf  # mean square of the difference over that of the noise
@@ -293,7 +295,7 @@ def _images(view, wave, foci, p, how):  # of one wave at several foci (k, n, n),
     value = lambda v: torch.full((len(foci),), float(v))
     at_exit = torch.tensor(foci, dtype=torch.float32) + view.half
     x, y = p.astigmatism
-    m = Microscope(view.energy, Cs=view.Cs, defocus=at_exit, C12=value(np.hypot(x, y)), phi12=value(np.arctan2(y, x)/2),
+    m = Microscope(view.energy, Cs=view.Cs + p.Cs, defocus=at_exit, C12=value(np.hypot(x, y)), phi12=value(np.arctan2(y, x)/2),
                    focal_spread=value(p.focal_spread), mtf=value(p.mtf),
                    angular_spread=CONE, vibration=VIBRATION, pixel_integration=True, foci=how[2])
     return images(wave.expand(len(foci), *wave.shape[-2:]), m, view.sampling, gpts=view.n) - 1
@@ -357,15 +359,14 @@ def placed(
     keep:int=1, how:tuple=ROUGH,
 )->list[ParticleModel]:  # `keep` of each
     "Models at the foci and places where their images are most like the recorded one."
-    out = []
-    for p in models:
+    def best(p):
         at = _images(view, _waves(view, [p], how)[0], foci, p, how)
         every = [_compared(view, replace(p, defocus=float(f), shift=s), i)
                  for f, s, i in zip(foci, _best_shifts(view, at), at)]
         m = np.array([q.misfit for q in every])
         lowest = [q for k, q in enumerate(every) if m[k] == m[max(0, k - 1):k + 2].min()]
-        out += sorted(lowest, key=lambda q: q.misfit)[:keep]
-    return out
+        return sorted(lowest, key=lambda q: q.misfit)[:keep]
+    with thread_map(len(models)) as each: return [q for some in each(best, models) for q in some]
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #83531038
 SPACING, ANGLES, RINGS = np.radians(2.5), 180, np.arange(.3, .9, .0125)  # of beam directions; of half a turn; 1/Å
@@ -477,14 +478,16 @@ def likely_orientations(
 ATOMIC = dict(  # numbers that move atoms: width of the prior of a step, largest step, step of the derivative; rad, Å
     rx=(.05, .03, .002), ry=(.05, .03, .002), rz=(.05, .03, .002), bx=(1.5, 1., .2), by=(1.5, 1., .2), bz=(1.5, 1., .2),
     d111=(3., 2., .2), d100=(3., 2., .2), radius=(3., 2., .2), lattice=(.005, .005, .001))
-OPTICAL = dict(defocus=(60., 40., 5.), mtf=(.3, .2, -.03), focal_spread=(20., 15., 4.))  # the others; Å
+OPTICAL = dict(defocus=(60., 40., 5.), mtf=(.3, .2, -.03), focal_spread=(20., 15., 4.), Cs=(1e5, 5e4, 2e4))  # the others; Å
 PLACE = dict(y=(2., 1.5, .1), x=(2., 1.5, .1), brightness=(.3, .3, .01))  # pixels
 NUMBERS = ATOMIC | OPTICAL | PLACE
 FACETS = {f'facet{k}': (1.5, 1., .2) for k in range(26)}  # of a freer model, Å
 FREER = ATOMIC | FACETS | OPTICAL | dict(astigmatism_x=(20., 15., 3.), astigmatism_y=(20., 15., 3.)) | PLACE
-LIMITS = dict(mtf=(.1, 1.), focal_spread=(15., 100.), lattice=(.98, 1.02))
+LIMITS = dict(mtf=(.1, 1.), focal_spread=(15., 100.), lattice=(.98, 1.02), Cs=(-3e5, 3e5))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #2ab8bf6c
+def _free(view, numbers): return {k: v for k, v in numbers.items() if k != 'Cs' or not view.cs_told}  # those that are not known
+
 def _turned(p, v):  # by a rotation vector
     angle = np.linalg.norm(v)
     return replace(p, rotation=axis_angle(v, angle)@p.rotation) if angle else p
@@ -542,7 +545,7 @@ def refined(
     numbers:dict=NUMBERS,  # that are refined
 )->ParticleModel:
     "The model turned, moved, grown and refocused so that its image is most like the recorded one."
-    at, damping, J = _simulated(view, p, how), 1., None
+    at, damping, J, numbers = _simulated(view, p, how), 1., None, _free(view, numbers)
     p, rough = _compared(view, p, at[1]), COARSE if how == COARSE else ROUGH
     for _ in range(rounds):
         if J is None: J = _derivatives(view, p, rough, numbers, at if how == rough else None)
@@ -555,6 +558,10 @@ def refined(
             p, at = q, new
             if done: break
     return p
+
+# %% ../../nbs/atoms/07_particle_fit.ipynb #ca996ce6
+def _all_refined(view, models, *args, **kwargs):  # as by `refined`, side by side
+    with thread_map(len(models)) as each: return list(each(lambda p: refined(view, p, *args, **kwargs), models))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #6c27f92d
 def focus_range(view:ParticleView)->np.ndarray:  # Å
@@ -570,7 +577,7 @@ ELSEWHERE = np.r_[-100:101:20]  # Å: foci that are tried once more, from the mo
 SOFT, FIRM, LAST = .6, .4, (.2, .12)  # Å, surfaces of models: of the first steps; of the later; of the best one's last
 APART = np.radians(.8), 25.  # rad, and Å of focus, between models that are followed
 OTHER = np.radians(5)  # from there on it is another orientation
-ENOUGH, RIVAL = .97, .1  # of what is beyond noise: nothing more is tried; by how much less a second model may explain
+ENOUGH, RIVAL = .96, .1  # of what is beyond noise: nothing more is tried; by how much less a second model may explain
 HOPEFUL = .5  # explained after the first restarts: below, nothing more is tried either
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #370ad81a
@@ -588,7 +595,7 @@ _OTHER_PLACES = np.array([(.5, 0, 0), (.25, .25, .25), (.25, .25, -.25), (.25, 0
 
 def _thinned(view, some, steps):  # refined and thinned out in turns of (steps, models that are kept, numbers)
     for k, most, numbers in steps:
-        some = sorted([refined(view, p, k, ROUGH, SLOW, numbers) for p in some], key=lambda p: p.misfit)[:most]
+        some = sorted(_all_refined(view, some, k, ROUGH, SLOW, numbers), key=lambda p: p.misfit)[:most]
     return some
 
 def _other_bodies(view, p):  # the best of other bodies in the model's place, and of the same one elsewhere in the lattice
@@ -614,7 +621,7 @@ def _other_tilts(view, p):  # the best of tilted models, and of those turned by 
     tilt = lambda r, t: replace(_turned(replace(p, rotation=r@p.rotation), (*np.radians(t), 0.)), edge=SOFT)
     tilted = [tilt(r, t) for r in around for t in _hexagons(*TILTS)]
     some = _apart(placed(view, tilted, np.union1d(focus_range(view), p.defocus + ELSEWHERE), 2, COARSE), 16)
-    some = _apart([refined(view, q, 3, ROUGH, SLOW, _POSE) for q in some], 10)
+    some = _apart(_all_refined(view, some, 3, ROUGH, SLOW, _POSE), 10)
     return _thinned(view, some, [(3, 5, NUMBERS), (5, 2, NUMBERS)])
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #e798de15
@@ -623,7 +630,7 @@ def _restarted(view, p, turns):  # the best of the model and of what restarts en
         if p.explained > ENOUGH: break
         tilted = _other_tilts(view, p)
         some = tilted + [q for t in tilted for q in _other_bodies(view, t)]
-        q = _best([refined(view, replace(s, edge=FIRM), 8, ROUGH) for s in some])
+        q = _best(_all_refined(view, [replace(s, edge=FIRM) for s in some], 8, ROUGH))
         if q.misfit > .995*p.misfit: break
         p = q
     return p
@@ -631,7 +638,7 @@ def _restarted(view, p, turns):  # the best of the model and of what restarts en
 # %% ../../nbs/atoms/07_particle_fit.ipynb #cb73ecb3
 def _refocused(view, p):  # the model, or a better one at another focus
     others = [q for q in placed(view, [p], p.defocus + ELSEWHERE, 3) if abs(q.defocus - p.defocus) > 15]
-    return _best([p, *(refined(view, q, 3, ROUGH, 0.) for q in others)])
+    return _best([p, *_all_refined(view, others, 3, ROUGH, 0.)])
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #251281e0
 def _searched(view, tell):  # the best models, the best first; `tell` is called with the share that is done
@@ -639,8 +646,7 @@ def _searched(view, tell):  # the best models, the best first; `tell` is called 
     found, done = placed(view, starts, focus_range(view), FOCI), .2
     for k, (steps, most) in enumerate(THINNED):
         own = [replace(p, edge=FIRM) for p in found] if k == len(THINNED) - 1 else found
-        found = _apart([refined(view, p, steps, COARSE if k == 0 else ROUGH, 0. if steps < 5 else 2e-3)
-                        for p in own], most)
+        found = _apart(_all_refined(view, own, steps, COARSE if k == 0 else ROUGH, 0. if steps < 5 else 2e-3), most)
         if k == 2: found = _apart([_refocused(view, p) for p in found], most)
         tell(done := done + (.1, .1, .1, .05)[k])
     rivals = [p for p in found[:2] if p.explained > found[0].explained - RIVAL]
@@ -650,11 +656,11 @@ def _searched(view, tell):  # the best models, the best first; `tell` is called 
     found.sort(key=lambda p: p.misfit)
     if found[0].explained > HOPEFUL: found[0] = _restarted(view, found[0], 2)
     tell(.85)
-    return _apart([refined(view, p, 6) for p in found], len(found))
+    return _apart([refined(view, p, 6, numbers=FREER if p.facets else NUMBERS) for p in found], len(found))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #4b8249ca
 def _freed(view, found):  # the same models with facets that differ, and astigmatism; the best first
-    free = lambda some: [refined(view, replace(p, edge=SOFT), 8, ROUGH, numbers=FREER) for p in some]
+    free = lambda some: _all_refined(view, [replace(p, edge=SOFT) for p in some], 8, ROUGH, numbers=FREER)
     found = free(found)
     if (p := _best(found)).explained < EXPLAINED: found += free(_other_tilts(view, p))
     return _apart(found, len(found))
@@ -669,7 +675,7 @@ def _sharpened(view, p):  # refined further while its surface gets harder
 def _chance(view, n=8):  # correlations of random orientations, refined
     turns = Rotation.random(n, rng=0).as_matrix()
     models = placed(view, [sized(view, r, .4, .3, edge=FIRM) for r in turns], focus_range(view), how=COARSE)
-    return [refined(view, p, 2, ROUGH).correlation for p in models]
+    return [p.correlation for p in _all_refined(view, models, 2, ROUGH)]
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #2efee787
 def _worse(view, p, best): return view.freedom*(p.misfit/best.misfit - 1)  # χ² more than the best model's, scaled
@@ -683,17 +689,18 @@ def _turned_models(view, p):  # turned about the normals of the two planes that 
     flat = normals[np.argsort(np.abs(normals[:, 2]))]
     other = next(v for v in flat if abs(v@flat[0]) < .95)
     turned = [replace(_turned(p, a*v), edge=SOFT) for v in (flat[0], other) for a in _TURNS]
-    return [refined(view, q, 3, ROUGH, 0., FREER if p.facets else NUMBERS) for q in turned]
+    return _all_refined(view, turned, 3, ROUGH, 0., FREER if p.facets else NUMBERS)
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #8ff37c31
 TURN_ERROR, FOCUS_ERROR = np.radians(.1), 2.  # rad, Å: what the model lacks, by crystals of the development
 LACKING = dict(rx=TURN_ERROR, ry=TURN_ERROR, rz=TURN_ERROR, defocus=FOCUS_ERROR)
 
 def _deviations(view, p):  # standard deviations: rad, Å; and the angles' own matrix (3, 3)
-    J = _derivatives(view, replace(p, edge=FIRM))
-    covariance = np.linalg.inv(_curvature(view, J) + _prior(NUMBERS))*max(1, p.misfit)
-    covariance += np.diag([LACKING.get(k, 0.)**2 for k in NUMBERS])
-    return dict(zip(NUMBERS, np.sqrt(np.diag(covariance)))), covariance[:3, :3]
+    numbers = _free(view, NUMBERS)
+    J = _derivatives(view, replace(p, edge=FIRM), numbers=numbers)
+    covariance = np.linalg.inv(_curvature(view, J) + _prior(numbers))*max(1, p.misfit)
+    covariance += np.diag([LACKING.get(k, 0.)**2 for k in numbers])
+    return dict(zip(numbers, np.sqrt(np.diag(covariance)))), covariance[:3, :3]
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #d14ef06d
 TEMPERATURE, DRAWS, CHAINS, JUMP = 4., 100, 2, .5  # of the chains' χ²; their steps; their number; Å of a facet or the body
@@ -720,14 +727,17 @@ def _sampled(view, p, n=DRAWS):  # models with sites full or empty, as likely as
     return out, best
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #b7604e1b
+LEAST = dict(truncation=.01, roundness=.02, diameter=.15)  # that is told apart; Å
+MOST = dict(truncation=1., roundness=1., diameter=np.inf)
+CALIBRATED = {.68: dict(truncation=.52, roundness=.52, diameter=.41), .95: dict(truncation=1.85, roundness=1.85, diameter=1.25)}
+
 def _ranges(view, chain):  # 68 and 95 % ranges: name → ((low, high), (low, high))
     values = dict(truncation=[q.truncation for q in chain], roundness=[q.roundness for q in chain],
                   diameter=[feret(model_positions(q, view.element)[:, :2])[0] for q in chain])
-    least = dict(truncation=.01, roundness=.02, diameter=.15)  # half the width of any range
-    most = dict(truncation=1., roundness=1., diameter=np.inf)
     def ends(k, share):
-        low, high = np.quantile(values[k], ((1 - share)/2, (1 + share)/2))
-        return float(max(0., low - least[k])), float(min(most[k], high + least[k]))
+        low, high = np.quantile(values[k], (.025, .975))
+        half = CALIBRATED[share][k]*((high - low)/2 + LEAST[k])
+        return float(max(0., (low + high)/2 - half)), float(min(MOST[k], (low + high)/2 + half))
     return {k: (ends(k, .68), ends(k, .95)) for k in values}
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #b0507eb0

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DPI', 'PAGE_HEAD', 'TURN', 'CAUTION', 'LEGENDS', 'LONGEST', 'class_colors', 'overlay', 'png_url', 'picture',
            'turnable_atoms', 'html_page', 'network_pictures', 'summarise', 'file_words', 'shape_notes', 'label_file',
-           'in_file_pixels', 'in_square_pixels', 'write_report']
+           'in_file_pixels', 'in_square_pixels', 'outlines', 'write_report']
 
 # %% ../../nbs/micrographs/05_report.ipynb #c4b93cba
 from collections.abc import Sequence
@@ -396,7 +396,8 @@ def _write_pictures(folder, pictures):  # those that are files of their own
         if 'file' in p: (folder/p['file']).write_bytes(base64.b64decode(p['src'].split(',')[1]))
 
 # %% ../../nbs/micrographs/05_report.ipynb #acc57301
-def _outlines(r):  # of one of skimage's `regionprops`, the outer one first: arrays (point, xy), pixels from a corner
+def outlines(r)->list[np.ndarray]:  # each (point, 2)
+    "Outlines of one of skimage's `regionprops`, the outer one first: x and y in pixels from the image's corner."
     rings = measure.find_contours(np.pad(r.image, 1), .5)
     return [c[:, ::-1] - .5 + r.bbox[1::-1] for c in sorted(rings, key=len, reverse=True)]
 
@@ -405,16 +406,16 @@ def _coco(m, labels):  # outlines in COCO's format, pixels
     image = dict(id=1, file_name=m.name, width=width, height=height, nm_per_pixel=None if m.pixels else m.sampling/NM)
     def annotation(r):
         y0, x0, y1, x1 = map(int, r.bbox)
-        outlines = [c.round(2).ravel().tolist() for c in _outlines(r)]
+        rings = [c.round(2).ravel().tolist() for c in outlines(r)]
         return dict(id=int(r.label), image_id=1, category_id=1, bbox=[x0, y0, x1 - x0, y1 - y0], area=int(r.area), iscrowd=0,
-                    segmentation=outlines)
+                    segmentation=rings)
     annotations = [annotation(r) for r in measure.regionprops(labels)]
     return dict(images=[image], categories=[dict(id=1, name='particle')], annotations=annotations)
 
 def _write_rois(path, labels):  # outlines as ImageJ's ROIs, named by their labels
     with zipfile.ZipFile(path, 'w') as z:
         for r in measure.regionprops(labels):
-            roi = ImagejRoi.frompoints(_outlines(r)[0].astype(np.float32), name=f'{r.label:04}')
+            roi = ImagejRoi.frompoints(outlines(r)[0].astype(np.float32), name=f'{r.label:04}')
             z.writestr(zipfile.ZipInfo(f'{r.label:04}.roi'), roi.tobytes())
 
 # %% ../../nbs/micrographs/05_report.ipynb #9fcb6e5b
