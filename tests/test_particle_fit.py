@@ -411,11 +411,11 @@ def test_noise_takes_little_off_what_has_to_be_explained(seen):
 
 
 def test_an_untold_spherical_aberration_is_refined(seen):
-    """Assumed 8 µm off, it comes back; where the file tells it, it stays."""
+    """Assumed 25 µm off, most of it comes back (a focus makes up for the rest); where the file tells it, it stays."""
     view, true = seen[2:]
-    off = replace(view, Cs=view.Cs + 8e4, cs_told=False)
+    off = replace(view, Cs=view.Cs - 2.5e5, cs_told=False)
     p, told = (refined(v, replace(true, edge=.4), 10, particle_fit.ROUGH, 0.) for v in (off, replace(off, cs_told=True)))
-    assert abs(p.Cs + 8e4) < 4e4 and told.Cs == 0 and p.misfit < told.misfit
+    assert 1e5 < p.Cs < 3e5 and told.Cs == 0 and p.misfit < told.misfit - .02
 
 
 def test_the_curvature_is_that_of_a_profile(seen):
