@@ -110,7 +110,7 @@ MOST, MOST_FILES = 200*10**6, 200  # bytes of an upload; files
 STYLE = '''<style>
 .np-drop{width:100%!important;height:4.5rem!important;border:2px dashed #0072B2!important;background:#f4f9fd!important;font-size:1rem!important}
 .np-wrong{color:#a40000;font-weight:bold} :focus-visible{outline:3px solid #E69F00!important}
-.widget-html a{color:#0072B2;text-decoration:underline} .np-one img,.np-sizes img{max-width:100%}
+.widget-html a{color:#0072B2;text-decoration:underline} .np-one img{max-width:100%} .np-sizes img{width:340px;max-width:100%}
 .np-table{overflow-x:auto;max-width:100%} .np-page{max-width:100%;overflow-x:hidden}
 .np-key span{display:inline-block;width:.9em;height:.9em;margin:0 .3em 0 .8em;border-radius:50%;vertical-align:-.1em}
 iframe.np-report{width:100%;height:75vh;border:1px solid #bbb}
@@ -165,7 +165,7 @@ def _fields():  # what a person may say: pixel size, metal, voltage, spherical a
                 kv=_number('kV', '0: as the file says'), cs=_number('Cs (mm)', '0: with a corrector, or not known'))
 def _several():  # which file, which frame, and all of them
     which = w.Dropdown(description='image', layout=dict(width='22rem'))
-    frame = w.IntSlider(description='frame', min=0, continuous_update=False, layout=dict(width='22rem'))
+    frame = w.IntSlider(description='frame', min=0, max=0, continuous_update=False, layout=dict(width='22rem'))
     return which, frame, w.Button(description='Analyse all', tooltip='all images and frames, into one table')
 def _waiting():  # bar, words, button
     bar = w.FloatProgress(min=0, max=1, layout=dict(width='14rem'))
@@ -181,7 +181,8 @@ class Page:
         self.again = w.Button(description='Analyse again', tooltip='with what the fields say now')
         self.status, self.results, self.more = w.HTML(), w.VBox([]), w.VBox([])
         self.several, self.waiting = w.HBox(several), w.HBox(waiting)
-        self.files, self.work, self.pace, self.pending, self.m, self.quiet = {}, None, 1., None, None, False
+        self.files, self.pace, self.quiet = {}, 1., False
+        self.work = self.last = self.pending = self.m = None
         self._show_controls()
         self._connect()
     def show(self):
@@ -230,11 +231,10 @@ def _begin(self:Page, action, seconds, after=None):  # `action(tell)` in the bac
         except UserError as e: self.say(str(e), wrong=True)
         except Exception as e: self.say(_fault(e), wrong=True)
         self._show_controls()
-    self.work = work = Work(action, ended, seconds)
+    self.work = self.last = work = Work(action, ended, seconds)
     self._show_controls()
     work.start()
     threading.Thread(target=self._tick, args=(work,), daemon=True).start()
-    self.last = work
 
 # %% ../nbs/04_app.ipynb #041eb44e
 @patch
@@ -246,7 +246,7 @@ def _tick(self:Page, work):  # the bar, while the work goes on
 @patch
 def wait(self:Page, seconds:float=600.):
     "Until what was begun has ended."
-    self.last.join(seconds)
+    if self.last: self.last.join(seconds)
 
 # %% ../nbs/04_app.ipynb #ac2ee35f
 @patch

@@ -27,6 +27,10 @@ const make = (tag, attributes, parent) => {
   if (parent) parent.appendChild(e);
   return e;
 };
+'''
+
+# %% ../nbs/03_viewer.ipynb #2df1d253
+_OPEN = '''
 function render({model, el}) {
   const bar = document.createElement('div'), svg = make('svg', {class: 'nv-picture', role: 'group',
     'aria-label': 'micrograph with outlined particles'}, el);
@@ -49,6 +53,10 @@ _DRAW = '''
     svg.style.aspectRatio = size[0] + ' / ' + size[1];
     view = [0, 0, ...size]; apply();
   };
+'''
+
+# %% ../nbs/03_viewer.ipynb #91ac7a56
+_OUTLINE = '''
   const act = s => tell({kind: model.get('mode') === 'remove' ? 'removed' : 'chosen', label: s.label});
   const shape = s => {
     const p = make('path', {d: s.path, class: 'nv-one' + (s.label === model.get('chosen') ? ' nv-chosen' : ''),
@@ -58,6 +66,10 @@ _DRAW = '''
     const t = make('text', {x: s.x, y: s.y, class: 'nv-number'}, layer);
     t.textContent = s.label; t.dataset.width = s.width;
   };
+'''
+
+# %% ../nbs/03_viewer.ipynb #3a0e45b0
+_OUTLINES = '''
   const shapes = () => { layer.replaceChildren(); model.get('shapes').forEach(shape); label(); };
 '''
 
@@ -76,13 +88,24 @@ _MOVE = '''
     view = [x - (x - view[0])*k, y - (y - view[1])*k, w, view[3]*k];
     inside();
   };
+'''
+
+# %% ../nbs/03_viewer.ipynb #5e715572
+_INSIDE = '''
   const inside = () => {
     for (const k of [0, 1]) view[k] = Math.min(Math.max(view[k], 0), size[k] - view[k + 2]);
     svg.style.touchAction = view[2] < size[0] || model.get('mode') === 'draw' ? 'none' : 'pan-y';
     apply();
   };
   const all = () => { view = [0, 0, ...size]; inside(); };
-  const at = e => { const p = new DOMPoint(e.clientX, e.clientY).matrixTransform(svg.getScreenCTM().inverse()); return [p.x, p.y]; };
+'''
+
+# %% ../nbs/03_viewer.ipynb #1c398970
+_BUTTONS = '''
+  const at = e => {
+    const p = new DOMPoint(e.clientX, e.clientY).matrixTransform(svg.getScreenCTM().inverse());
+    return [p.x, p.y];
+  };
   const button = (text, title, action) => {
     const b = document.createElement('button');
     b.textContent = text; b.title = title; b.setAttribute('aria-label', title); b.onclick = action; bar.appendChild(b);
@@ -90,7 +113,8 @@ _MOVE = '''
   const middle = () => [view[0] + view[2]/2, view[1] + view[3]/2];
   button('+', 'zoom in', () => zoom(.7, ...middle())); button('−', 'zoom out', () => zoom(1/.7, ...middle()));
   button('whole image', 'show the whole image', all);
-  svg.addEventListener('wheel', e => { e.preventDefault(); zoom(e.deltaY < 0 ? .83 : 1.2, ...at(e)); }, {passive: false});
+  const wheel = e => { e.preventDefault(); zoom(e.deltaY < 0 ? .83 : 1.2, ...at(e)); };
+  svg.addEventListener('wheel', wheel, {passive: false});
   svg.addEventListener('dblclick', all);
 '''
 
@@ -101,14 +125,23 @@ _POINT = '''
     from = {at: at(e), x: e.clientX, y: e.clientY, view: [...view], on: e.target.dataset.label}; points = [from.at];
     svg.setPointerCapture(e.pointerId);
   });
+'''
+
+# %% ../nbs/03_viewer.ipynb #e68458fc
+_DRAG = '''
   svg.addEventListener('pointermove', e => {
     if (!from) return;
     if (model.get('mode') === 'draw') {
       points.push(at(e)); line.setAttribute('points', points.join(' '));
     } else if (view[2] < size[0]) {
-      view[0] = from.view[0] - (e.clientX - from.x)*scale(); view[1] = from.view[1] - (e.clientY - from.y)*scale(); inside();
+      view[0] = from.view[0] - (e.clientX - from.x)*scale(); view[1] = from.view[1] - (e.clientY - from.y)*scale();
+      inside();
     }
   });
+'''
+
+# %% ../nbs/03_viewer.ipynb #ee7f4da8
+_RELEASE = '''
   svg.addEventListener('pointerup', e => {
     if (!from) return;
     const moved = Math.hypot(e.clientX - from.x, e.clientY - from.y) > 4, drawn = model.get('mode') === 'draw';
@@ -122,7 +155,8 @@ _POINT = '''
 # %% ../nbs/03_viewer.ipynb #290d0018
 _END = '''
   const mode = () => { el.dataset.mode = model.get('mode'); inside(); };
-  model.on('change:picture', picture); model.on('change:shapes', shapes); model.on('change:chosen', shapes); model.on('change:mode', mode);
+  model.on('change:picture', picture); model.on('change:mode', mode);
+  model.on('change:shapes', shapes); model.on('change:chosen', shapes);
   const seen = new ResizeObserver(label); seen.observe(svg);
   if (model.get('picture').byteLength) picture();
   shapes(); mode();
@@ -131,6 +165,7 @@ _END = '''
 export default { render };
 '''
 
+# %% ../nbs/03_viewer.ipynb #9b0c3740
 _STYLE = '''.nv { width: 100%; } .nv-bar button { margin: 0 4px 4px 0; padding: 2px 10px; font-size: 14px; cursor: pointer; }
 .nv-picture { width: 100%; max-height: 80vh; display: block; background: #222; touch-action: pan-y; }
 .nv-one { fill-opacity: 0; stroke-width: 2px; vector-effect: non-scaling-stroke; cursor: pointer; pointer-events: all; }
@@ -158,7 +193,7 @@ MODES = 'look', 'draw', 'remove'
 
 class Viewer(anywidget.AnyWidget):
     "A micrograph with outlines in the browser."
-    _esm = _START + _DRAW + _NUMBERS + _MOVE + _POINT + _END
+    _esm = (_START + _OPEN + _DRAW + _OUTLINE + _OUTLINES + _NUMBERS + _MOVE + _INSIDE + _BUTTONS + _POINT + _DRAG + _RELEASE + _END)
     _css = _STYLE
     picture = traitlets.Bytes().tag(sync=True)  # PNG
     pixels = traitlets.List([1, 1]).tag(sync=True)  # of the image: columns, rows

@@ -1,10 +1,12 @@
 """The page: its widgets without a browser, who is let in, and a user in headless Chromium."""
 
+import io
 import os
 import re
 import shutil
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from datetime import datetime, timezone
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -20,7 +23,6 @@ from conftest import COMMAND, ROOT, stand_in, wait_for
 from nanoshape import app
 from nanoshape.core import NM
 from nanoshape.micrographs.detection import Detector
-from nanoshape.micrographs.reading import Micrograph
 
 
 class Sure(torch.nn.Module):
@@ -38,24 +40,106 @@ def page():
     return app.Page()
 
 
-def put(page, name, data):
-    page.upload.value = ()
+def put(page, *files):
+    """Upload (name, bytes) pairs, and wait for what they begin."""
     when = datetime(2026, 1, 1, tzinfo=timezone.utc)
-    page.upload.value = ({'name': name, 'type': '', 'size': len(data), 'content': memoryview(data), 'last_modified': when},)
+    page.upload.value = tuple({'name': n, 'type': '', 'size': len(d), 'content': memoryview(d), 'last_modified': when} for n, d in files)
+    page.wait()
+
+
+def tiff(image, nm):
+    file = io.BytesIO()
+    tifffile.imwrite(file, image, photometric='minisblack', **(dict(resolution=(1e7/nm, 1e7/nm), resolutionunit='CENTIMETER') if nm else {}))
+    return file.getvalue()
+
+
+@pytest.fixture
+def quick(monkeypatch, grey):
+    """Networks that know two shapes, particles found by darkness, and a micrograph of discs."""
+    shapes = stand_in(Sure(), classes=['cube', 'octahedron'], threshold=.7, feret_range_nm=[1, 4.5])
+    monkeypatch.setattr(app, 'default_shape_network', lambda: shapes)
+    monkeypatch.setattr(app, 'default_crystallinity_network', lambda: None)
+    monkeypatch.setattr(app, 'default_detector', Detector)
+    return grey
 
 
 def test_what_cannot_be_read_is_refused_and_nothing_stays(page, monkeypatch):
-    put(page, '../../evil.dm4', b'no micrograph')
+    put(page, ('../../evil.dm4', b'no micrograph'))
     assert 'role="alert"' in page.status.value and 'evil.dm4' in page.status.value and not page.results.children
-    assert not os.listdir(page.folder.name) and not page.sample.disabled
+    assert os.listdir(page.folder.name) == ['given'] and not page.sample.disabled
+    assert not (Path(page.folder.name).parent.parent/'evil.dm4').exists()
     monkeypatch.setattr(app, 'MOST', 5)
-    put(page, 'big.tif', b'0123456789')
+    put(page, ('big.tif', b'0123456789'))
     assert 'command line' in page.status.value
+    monkeypatch.setattr(app, 'MOST_FILES', 1)
+    put(page, ('a.tif', b'0'), ('b.tif', b'0'))
+    assert '2 files are more than 1' in page.status.value
 
 
-def test_names_are_no_markup(page):
-    put(page, '<img src=x onerror=alert(1)>.tif', b'nothing')
-    assert '<img' not in page.status.value and '&lt;img' in page.status.value
+@pytest.mark.parametrize('name', ['<img src=x onerror=alert(1)>.png', 'a$b$.png', 'x'*251 + '.png'])
+def test_odd_names_are_no_markup_and_end_nothing(page, quick, name):
+    put(page, (name, tiff(quick, .06)))
+    assert '<img' not in page.status.value and 'role=' in page.status.value and page.work is None and not page.upload.disabled
+
+
+def test_a_file_without_a_pixel_size_waits_for_it(page, quick):
+    put(page, ('mine.tif', tiff(quick, None)))
+    assert 'type it into the field' in page.status.value and '--' not in page.status.value and not page.again.disabled
+    page.fields['pixel'].value = .06
+    page.wait()
+    assert 'role="status"' in page.status.value and len(page.table) == len(page.view.shapes) > 1
+    put(page, ('mine.tif', tiff(quick, None)))  # the same file again
+    assert page.results.children and page.m.sampling == pytest.approx(.6)
+    page.fields['pixel'].value = 0
+
+
+def test_a_person_says_metal_and_voltage(page, quick, monkeypatch):
+    asked, plain = {}, app.write_report
+    monkeypatch.setattr(app, 'write_report', lambda m, *a, **k: asked.update(k, voltage=m.voltage, Cs=m.Cs) or plain(m, *a, **k))
+    page.fields['element'].value, page.fields['kv'].value, page.fields['cs'].value = 'Pt', 200, 1.2
+    put(page, ('mine.tif', tiff(quick, .06)))
+    assert asked['element'] == 'Pt' and asked['voltage'] == 200e3 and asked['Cs'] == pytest.approx(1.2e7)
+    page.fields['element'].value, page.fields['kv'].value, page.fields['cs'].value = None, 0, 0
+
+
+def test_frames_and_all_images(page, quick):
+    put(page, ('movie.tif', tiff(np.stack([quick, quick[::-1], quick]), .06)))
+    assert page.frame.max == 2 and page.frame.layout.display == '' and len(page.table)
+    before = page.table.y_px.tolist()
+    page.frame.value = 1
+    page.wait()
+    assert page.table.y_px.tolist() != before
+    put(page, ('a.tif', tiff(quick, .06)), ('b.tif', tiff(quick, .06)))
+    assert page.which.options == ('a.tif', 'b.tif') and page.frame.max == 0 and page.several.layout.display == ''
+    page.every.click(); page.wait()
+    assert 'in 2 images' in page.status.value and 'download="particles.csv"' in page.more.children[0].value
+    assert '<iframe' in page.more.children[1].value
+
+
+def test_outlines_are_corrected_by_hand(page, quick):
+    put(page, ('mine.tif', tiff(quick, .06)))
+    n, first = len(page.table), int(page.table.label.iloc[0])
+    page._happened(dict(kind='drawn', points=[[3, 3], [14, 3], [14, 14], [3, 14], [3, 8]], n=1))
+    assert len(page.view.shapes) == n + 1 and not page.measure.disabled
+    page._happened(dict(kind='chosen', label=int(page.labels.max()), n=2))
+    assert 'not measured yet' in page.status.value
+    page._happened(dict(kind='removed', label=first, n=3))
+    page._happened(dict(kind='drawn', points=[[3, 3], [3.2, 3], [3, 3.2]], n=4))
+    assert 'role="alert"' in page.status.value
+    page._measure_again(); page.wait()
+    assert len(page.table) == n and page.table.area_nm2.min() < .6 if 'area_nm2' in page.table else len(page.table) == n
+
+
+def test_what_takes_long_can_be_cancelled_and_a_fault_is_said(page, quick, monkeypatch, capsys):
+    monkeypatch.setattr(app, 'write_report', lambda *a, **k: [time.sleep(.01) for _ in range(3000)])
+    page._sample()
+    assert page.waiting.layout.display == '' and page.sample.disabled
+    page.cancel.click(); page.wait(20)
+    assert 'Cancelled' in page.status.value and page.waiting.layout.display == 'none' and not page.sample.disabled
+    monkeypatch.setattr(app, 'write_report', lambda *a, **k: 1/0)
+    page._sample(); page.wait()
+    assert 'fault of the program (ZeroDivisionError' in page.status.value and not page.sample.disabled
+    assert 'Traceback' in capsys.readouterr().err
 
 
 def test_correlation_is_the_best_over_shifts():
@@ -67,23 +151,39 @@ def test_correlation_is_the_best_over_shifts():
 def test_the_sample_shows_particles_and_files(page, monkeypatch):
     monkeypatch.setattr('nanoshape.studies.experiments.shared_data', lambda: None)
     monkeypatch.setattr(app, 'VIEWS', 2)
-    page._guarded(page._sample)
-    assert 'role="status"' in page.status.value and len(page.results.children) == 3
-    files, (stage, _) = page.results.children[0].value, page.results.children[1].children
-    assert 'download="particles.csv"' in files and 'download="report.html"' in files and 'nm per pixel' in files
-    spots = stage.children[1:]
-    assert len(spots) == len(page.table) and all(re.fullmatch(r'-?\d+px', b.layout.left) and b.tooltip for b in spots)
-    spots[0].click()
-    assert 'alt="the particle' in page.one.value and 'Particle 1' in page.status.value
+    page._sample(); page.wait()
+    head, tools, middle, files, rows = page.results.children
+    assert 'role="status"' in page.status.value and 'simulated' in head.value.lower() and 'nm per pixel' in head.value
+    for name in ('particles.csv', 'particles.parquet', 'report.html', 'particles_rois.zip', 'particles.coco.json', '_labels.tif'):
+        assert name in files.value
+    assert len(page.view.shapes) == len(page.table) and all(s['path'].startswith('M') and s['text'] for s in page.view.shapes)
+    page._happened(dict(kind='chosen', label=page.view.shapes[0]['label'], n=1))
+    assert 'alt="the particle' in page.one.value and 'Particle 1' in page.status.value and page.view.chosen == 1
 
 
-def test_nothing_is_simulated_beside_an_undetermined_particle(page, grey, monkeypatch):
-    shapes, simulated = stand_in(Sure(), classes=['cube', 'octahedron'], threshold=.7, feret_range_nm=[1, 4.5]), []
-    monkeypatch.setattr(app, 'default_shape_network', lambda: shapes)
-    monkeypatch.setattr(app, 'default_crystallinity_network', lambda: None)
-    monkeypatch.setattr(app, 'default_detector', Detector)
+def test_a_fit_and_heights_are_shown_below(page, quick, monkeypatch):
+    put(page, ('mine.tif', tiff(quick, .06)))
+    def fake(m, *args, **kwargs):
+        out = next(a for a in args if isinstance(a, Path))
+        out.mkdir(exist_ok=True)
+        (out/'report.html').write_text('<p>"report"</p>'); (out/'model_1.xyz').write_text('1')
+        return pd.DataFrame(), 'One sentence.', False
+    monkeypatch.setattr(app, 'write_fits', fake)
+    monkeypatch.setattr(app, 'write_heights', lambda *a, **k: fake(*a)[1])
+    monkeypatch.setattr(app, 'default_height_network', lambda material: None)
+    for begin in (lambda: page._fit(1, 'Au'), lambda: page._heights('Au')):
+        page.more.children = ()
+        begin(); page.wait()
+        assert 'One sentence.' in page.status.value and 'model_1.xyz' in page.more.children[0].value
+        assert '&lt;p&gt;&quot;report' in page.more.children[1].value and 'sandbox="allow-scripts' in page.more.children[1].value
+    page.choose(int(page.table.label.iloc[0]))
+    assert page.buttons.children[0].disabled and 'no lattice' in page.buttons.children[1].value
+
+
+def test_nothing_is_simulated_beside_an_undetermined_particle(page, quick, monkeypatch):
+    simulated = []
     monkeypatch.setattr(app, 'best_matching_view', lambda field, *a: simulated.append(a[1]) or (field, .5))
-    page.analyse(Micrograph(grey.astype(np.float32), .6, 'discs'))
+    put(page, ('discs.tif', tiff(quick, .06)))
     withheld, named = page.table.sort_values('shape_withheld', ascending=False).label
     page.choose(withheld)
     assert not simulated and 'undetermined' in page.one.value and 'simulation' not in page.one.value
@@ -152,8 +252,10 @@ def tab(address):
              '--disable-sync']
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=where, args=quiet)
-        t = browser.new_page(viewport={'width': 1280, 'height': 1100}, accept_downloads=True)
-        t.set_default_timeout(300_000)
+        t = browser.new_page(viewport={'width': 1400, 'height': 1100}, accept_downloads=True)
+        t.set_default_timeout(90_000)
+        t.elsewhere = []  # what was fetched from other machines
+        t.on('response', lambda r: None if r.url.startswith((address.split('/?')[0], 'data:', 'blob:')) else t.elsewhere.append(r.url))
         t.goto(address)
         t.get_by_role('button', name='Take the sample').wait_for()
         yield t
@@ -169,7 +271,7 @@ def shown(tab, name):
 def give(tab, file):
     """Choose a file as a user does."""
     with tab.expect_file_chooser() as asked:
-        tab.get_by_role('button', name='Choose a micrograph').click()
+        tab.get_by_role('button', name='Drop micrographs here').click()
     asked.value.set_files(file)
 
 
@@ -188,38 +290,101 @@ def test_in_a_browser_a_file_can_be_dropped(tab):
     tab.get_by_role('alert').filter(has_text='dropped.dm4').wait_for()
 
 
-def test_in_a_browser_a_micrograph_is_read(tab, tmp_path):
+@pytest.fixture(scope='module')
+def mine(tmp_path_factory):
+    """A picture without a pixel size, and that size in nm."""
     from nanoshape.datasets.recipes import load_recipe
     from nanoshape.studies.experiments import simulated_micrograph
     m, _ = simulated_micrograph(load_recipe(ROOT/'data/recipes/demo.yaml'), 5)
-    grey = np.uint8(255*(m.image - m.image.min())/np.ptp(m.image))
-    Image.fromarray(grey).save(tmp_path/'mine.png')
-    tab.get_by_label('nm per pixel').fill(f'{m.sampling/NM:.5f}')
+    path = tmp_path_factory.mktemp('mine')/'<img src=x onerror=document.title=1>.png'
+    Image.fromarray(np.uint8(255*(m.image - m.image.min())/np.ptp(m.image))).save(path)
+    return path, m.sampling/NM
+
+
+def test_in_a_browser_a_picture_is_asked_for_its_pixel_size_and_read(tab, mine):
+    path, nm = mine
+    give(tab, path)
+    tab.get_by_role('alert').filter(has_text='does not say its pixel size').wait_for()
+    tab.get_by_label('nm per pixel').fill(f'{nm:.5f}')
     tab.get_by_label('nm per pixel').press('Enter')
-    give(tab, tmp_path/'mine.png')
-    tab.locator('button.np-spot').first.wait_for()
+    tab.locator('.nv-one').first.wait_for()
     with tab.expect_download() as got:
         tab.get_by_text('Download particles.csv').click()
     table = pd.read_csv(got.value.path())
-    assert len(table) == tab.locator('button.np-spot').count() > 0
+    assert len(table) == tab.locator('.nv-one').count() > 0 and tab.title() != '1'
     with tab.expect_download() as got:
         tab.get_by_text('Download report.html').click()
-    assert 'mine' in Path(got.value.path()).read_text()
+    assert 'onerror=document' in Path(got.value.path()).read_text()
     shown(tab, 'particles')
 
 
-def test_in_a_browser_a_particle_is_chosen_with_the_keyboard(tab):
-    spots = tab.locator('button.np-spot')
-    if not spots.count():
-        tab.get_by_role('button', name='Take the sample').click()
-        spots.first.wait_for()
-    tab.get_by_role('button', name='Take the sample').focus()
-    for _ in range(12):
-        tab.keyboard.press('Tab')
-        if 'np-spot' in (tab.evaluate('document.activeElement.className') or ''):
-            break
-    number = tab.evaluate('document.activeElement.innerText')
+def particles(tab, mine):
+    """The outlines; of the same picture once more if there are none."""
+    if not tab.locator('.nv-one').count(): test_in_a_browser_a_picture_is_asked_for_its_pixel_size_and_read(tab, mine)
+    return tab.locator('.nv-one')
+
+
+def test_in_a_browser_a_particle_is_chosen_with_the_keyboard(tab, mine):
+    one = particles(tab, mine).first
+    tab.get_by_role('button', name='show the whole image').focus()
+    tab.keyboard.press('Tab')
+    assert 'nv-one' in tab.evaluate('document.activeElement.getAttribute("class")')
+    number = one.get_attribute('data-label')
     tab.keyboard.press('Enter')
     tab.get_by_alt_text('the particle').wait_for()
     assert f'Particle {number}' in tab.get_by_role('status').inner_text()
     shown(tab, 'chosen')
+
+
+def centre(box): return box['x'] + box['width']/2, box['y'] + box['height']/2
+
+
+@pytest.mark.parametrize('width', [1400, 390])
+def test_in_a_browser_outlines_stay_on_their_particles_at_any_width_and_zoom(tab, mine, width):
+    """The share of the image at which an outline lies is the same, and a click in its middle chooses it."""
+    some = particles(tab, mine)
+    tab.set_viewport_size({'width': width, 'height': 1000})
+    tab.wait_for_timeout(400)
+    try:
+        assert tab.evaluate('document.documentElement.scrollWidth') <= width + 1
+        tab.get_by_role('button', name='show the whole image').click()
+        image, one = tab.locator('.nv-picture image').bounding_box(), some.nth(1).bounding_box()
+        at = [(c - image[k])/image[s] for c, k, s in zip(centre(one), 'xy', ('width', 'height'))]
+        tab.get_by_role('button', name='zoom in').click()
+        larger, moved = tab.locator('.nv-picture image').bounding_box(), some.nth(1).bounding_box()
+        again = [(c - larger[k])/larger[s] for c, k, s in zip(centre(moved), 'xy', ('width', 'height'))]
+        assert larger['width'] > 1.3*image['width'] and again == pytest.approx(at, abs=.004)
+        tab.get_by_role('button', name='show the whole image').click()
+        tab.mouse.click(*centre(some.nth(1).bounding_box()))
+        tab.get_by_role('status').filter(has_text=f'Particle {some.nth(1).get_attribute("data-label")}:').wait_for()
+        shown(tab, f'wide_{width}')
+    finally: tab.set_viewport_size({'width': 1400, 'height': 1100})
+
+
+def test_in_a_browser_an_outline_is_drawn_and_another_removed(tab, mine):
+    some = particles(tab, mine)
+    n = some.count()
+    tab.get_by_role('button', name='Draw an outline').click()
+    tab.locator('.nv[data-mode=draw]').wait_for()
+    tab.locator('.nv-picture').scroll_into_view_if_needed()
+    box = tab.locator('.nv-picture image').bounding_box()
+    x, y = box['x'] + 30, box['y'] + 30
+    tab.mouse.move(x, y); tab.mouse.down()
+    for k in range(1, 13): tab.mouse.move(x + 15*np.sin(k/2), y + 15*(1 - np.cos(k/2)))
+    tab.mouse.up()
+    tab.get_by_role('status').filter(has_text=f'{n + 1} particles outlined').wait_for()
+    tab.get_by_role('button', name='Remove').click()
+    tab.locator('.nv[data-mode=remove]').wait_for()
+    some.first.press('Enter')
+    tab.get_by_role('status').filter(has_text=f'{n} particles outlined').wait_for()
+    tab.get_by_role('button', name='Look').click()
+    tab.get_by_role('button', name='Measure again').click()
+    tab.get_by_role('status').filter(has_text='median equivalent diameter').wait_for()
+    assert some.count() == n
+    shown(tab, 'corrected')
+
+
+def test_in_a_browser_nothing_comes_from_another_machine(tab, mine):
+    particles(tab, mine)
+    assert not tab.elsewhere
+    assert tab.evaluate("fetch('https://example.com').then(() => 'fetched', () => 'refused')") == 'refused'

@@ -140,6 +140,7 @@ def as_jpeg(
     Image.fromarray((255*image).astype(np.uint8)).save(file, 'JPEG', quality=quality)
     return np.asarray(Image.open(file), float)/255
 
+# %% ../../nbs/datasets/05_thickness_fields.ipynb #90b0bf36
 def _stretched(image, c, g):  # grey levels from 0 to 1
     clipped = g.random(2)**3*.03*(g.random() < c['stretched'])
     low, high = np.quantile(image, [clipped[0], 1 - clipped[1]])

@@ -441,7 +441,10 @@ class _Readers:  # the reading process: started when first needed, and again aft
         with self.lock:
             if not self.process or self.process.poll() is not None: self.process = _start_reader()
             request = dict(path=str(path.absolute()), frame=frame, number=number)
-            reply, data = _exchange_in_time(self.process, request)
+            try: reply, data = _exchange_in_time(self.process, request)
+            except BaseException:  # interrupted in the middle: what it says next would be the answer to this request
+                self.process.kill(); self.process = None
+                raise
         return (np.frombuffer(data, np.float32).reshape(reply['shape']) if data else None), reply
 
 _readers = _Readers()
