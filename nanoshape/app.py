@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tifffile
 import torch
-from .core import NM, UserError, counted, project_root, rng
+from .core import NM, UserError, counted, own_file, rng
 from .figures import PALETTE, show_image, use_style
 from .viewer import MODES, Viewer, answer_colours, grey_png, outline_shapes, with_drawn
 
@@ -313,7 +313,7 @@ def _clear(self:Page): self.results.children, self.more.children = (), ()
 @patch
 def _sample(self:Page):
     self.files, self.frame.max, self.pending = {}, 0, None
-    self._analyse(lambda: sample_micrograph(load_recipe(project_root()/'data/recipes/demo.yaml'), 5), 5e5)
+    self._analyse(lambda: sample_micrograph(load_recipe(own_file('data/recipes/demo.yaml')), 5), 5e5)
 
 # %% ../nbs/04_app.ipynb #124beb0a
 @patch

@@ -10,7 +10,7 @@ __all__ = ['ONLY_HERE', 'analyse', 'train', 'train_detector', 'heights', 'fit', 
 import argparse, errno, os, sys, time, warnings
 from pathlib import Path
 from .core import (COLUMNS, FITS, NM, PARTICLES, SURVEY, UserError, check_place, check_replaceable, counted,
-                            project_root, provenance, read_json, runs_folder, write_json)
+                            own_file, provenance, read_json, runs_folder, write_json)
 
 # %% ../nbs/02_cli.ipynb #75a3526f
 def _check_same(out, image, record, key):  # an older result must be of the same file
@@ -139,7 +139,7 @@ def _changes(pairs):  # of a recipe: KEY=VALUE on the command line → key: valu
     return out
 
 def _recipe(name):  # a file, or the name of one of the project's
-    path, own = Path(name), project_root()/f'data/recipes/{name}.yaml'
+    path, own = Path(name), own_file(f'data/recipes/{name}.yaml')
     return path if path.is_file() or not own.is_file() else own
 
 # %% ../nbs/02_cli.ipynb #168b1d5e
@@ -220,7 +220,7 @@ def _train_here(a, work):  # a small network → its file
     from nanoshape.learn.evaluate import score_text
     from nanoshape.datasets.recipes import load_recipe
     from nanoshape.studies.experiments import train_and_test
-    recipe = load_recipe(project_root()/'data/recipes/demo.yaml',
+    recipe = load_recipe(own_file('data/recipes/demo.yaml'),
                          **({'structures': a.structures} if a.structures else {}))
     have = (work/'metrics.json').is_file()
     todo = f'{len(recipe)} exit waves, then {a.epochs} epochs; 5 to 7 minutes on 2 cores'
@@ -239,7 +239,7 @@ def _check_here(a, work):  # the kept network on new particles → its file
     from nanoshape.learn.network import Network
     file = kept_network('shapes')
     network = Network.load(file)
-    recipe = load_recipe(project_root()/'data/recipes/shape_study_laptop_test.yaml', structures=a.structures or 200,
+    recipe = load_recipe(own_file('data/recipes/shape_study_laptop_test.yaml'), structures=a.structures or 200,
                          seed=101)
     if network.card.recipe: check_seeds_differ(recipe.seed, network.card.recipe['seed'])
     print(f'1/3 {len(recipe)} new particles are simulated, for the network in {file} to be tested on.')
@@ -256,7 +256,7 @@ def demo(a):
     from nanoshape.micrographs.report import summarise, write_report
     from nanoshape.learn.defaults import kept_network
     from nanoshape.learn.network import Network
-    micrograph, notes = _demo_micrograph(a, load_recipe(project_root()/'data/recipes/demo.yaml'))
+    micrograph, notes = _demo_micrograph(a, load_recipe(own_file('data/recipes/demo.yaml')))
     here = a.train or not kept_network('shapes').is_file()
     network = Network.load(_train_here(a, out.with_name(out.name + '-training'))
                            if here else _check_here(a, out.with_name(out.name + '-waves')))
@@ -365,7 +365,7 @@ def app(a):
     token, server = secrets.token_urlsafe(16), Voila(identity_provider_class=OwnPagesOnly)
     server.tornado_settings = dict(websocket_max_message_size=300*2**20, headers={'Content-Security-Policy': ONLY_HERE.format(a.port)})
     print(f'The page: http://localhost:{a.port}/?token={token} (stop it with Ctrl+C)', flush=True)
-    server.initialize([str(project_root()/'nbs/app/page.ipynb'), f'--port={a.port}', f'--token={token}',
+    server.initialize([str(own_file('nbs/app/page.ipynb')), f'--port={a.port}', f'--token={token}',
                        '--Voila.ip=localhost',
                        *(['--no-browser'] if a.no_browser else [])])
     server.start()

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NM', 'MOST_YAML', 'PARTICLES', 'SURVEY', 'COLUMNS', 'IMAGES', 'FITS', 'cores', 'UserError', 'counted', 'project_root',
-           'shared_data', 'runs_folder', 'rng', 'torch_rng', 'seed_everything', 'default_device', 'thread_map',
-           'whole_file', 'write_json', 'read_json', 'read_yaml', 'yaml_value', 'checksum', 'own_files', 'check_place',
-           'check_replaceable', 'result_folder', 'start_results', 'Busy', 'only_writer', 'commit', 'provenance']
+           'own_file', 'shared_data', 'runs_folder', 'rng', 'torch_rng', 'seed_everything', 'default_device',
+           'thread_map', 'whole_file', 'write_json', 'read_json', 'read_yaml', 'yaml_value', 'checksum', 'own_files',
+           'check_place', 'check_replaceable', 'result_folder', 'start_results', 'Busy', 'only_writer', 'commit',
+           'provenance']
 
 # %% ../nbs/00_core.ipynb #a9d2c96f
 import errno, hashlib, json, os, re, secrets, shutil, subprocess, sys, tempfile, warnings, zlib
@@ -50,6 +51,14 @@ def project_root(
         for p in (s.resolve(), *s.resolve().parents):
             if (p/'settings.ini').is_file() and (p/'nbs').is_dir() and (p/'nanoshape').is_dir(): return p
     raise UserError('this needs the nanoshape checkout (for its data/ folder): run it from inside that folder')
+
+# %% ../nbs/00_core.ipynb #56224971
+def own_file(
+    path:str,  # below the checkout's top folder, such as data/recipes/demo.yaml
+)->Path:
+    "A file that comes with the project: the checkout's; outside of one, the copy in the installed package, whether or not it is there."
+    try: return project_root()/path
+    except UserError: return Path(__file__).parent/'shipped'/path
 
 # %% ../nbs/00_core.ipynb #0b216d2d
 def shared_data()->Path|None:

@@ -2,8 +2,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, distribution
 
@@ -112,3 +114,20 @@ def test_reading_a_micrograph_imports_no_more_than_it_needs():
     assert done.stdout == '\nTrue\n'
     code = 'import sys, nanoshape.micrographs.reading; print(*{"torch", "pandas", "matplotlib", "ase", "scipy.fft", "pint"} & {*sys.modules})'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '\n'
+
+
+def test_an_installed_package_has_its_networks_and_recipes(root, tmp_path):
+    """Built as `pip install` from the repository does, unpacked elsewhere, and used outside of any checkout."""
+    away = shutil.ignore_patterns('.*', 'runs', 'build', '*.egg-info', 'results', 'sweeps', 'tests', 'docs', '__pycache__')
+    shutil.copytree(root, tmp_path/'source', ignore=away)  # a build leaves files beside the sources
+    command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path, tmp_path/'source']
+    subprocess.run(command, check=True, timeout=300)
+    wheel, = tmp_path.glob('*.whl')
+    with zipfile.ZipFile(wheel) as z: z.extractall(tmp_path/'site')
+    code = ('from nanoshape.core import own_file; from nanoshape.datasets.recipes import load_recipe; '
+            'from nanoshape.learn.defaults import default_shape_network; from nanoshape.simulate.supports import network_block; '
+            'print(own_file("nbs/app/page.ipynb").is_file(), load_recipe(own_file("data/recipes/demo.yaml")).name, len(network_block()) > 1000, '
+            'default_shape_network().card.classes[0], own_file("data").parent)')
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path/'site')}, capture_output=True,
+                          text=True, timeout=300)
+    assert done.stdout.split() == ['True', 'demo', 'True', 'cube', str(tmp_path/'site/nanoshape/shipped')], done.stderr[-500:]

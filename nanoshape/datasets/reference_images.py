@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from ase import Atoms
 from fastcore.basics import patch
-from ..core import NM, UserError, project_root, rng, whole_file
+from ..core import NM, UserError, own_file, rng, whole_file
 from .recipes import DRAWN_LAST, Recipe, make_recipe
 from .samples import MAPS, conditions, energy_of, sample, truth_map
 from ..simulate.microscope import Microscope, changed, intensity
@@ -72,7 +72,7 @@ class ReferenceImages:
     def __init__(self,
         path:str|Path,  # .npz, or the name of one in data/reference
     ):
-        self.path = Path(path) if str(path).endswith('.npz') else project_root()/f'data/reference/{path}.npz'
+        self.path = Path(path) if str(path).endswith('.npz') else own_file(f'data/reference/{path}.npz')
         if not self.path.is_file(): raise UserError(f'there are no reference images {self.path}')
         try: self.images, self._maps, self.labels, self.recipe, self.made_with = _read(self.path)
         except (ValueError, KeyError, OSError): raise UserError(f'{self.path} holds no reference images') from None

@@ -7,7 +7,7 @@ __all__ = ['kept_network', 'default_shape_network', 'default_crystallinity_netwo
 
 # %% ../../nbs/learn/06_defaults.ipynb #ae6eb13f
 from pathlib import Path
-from ..core import UserError, runs_folder
+from ..core import UserError, own_file, runs_folder
 from .network import Network
 
 # %% ../../nbs/learn/06_defaults.ipynb #6b18ff1d
@@ -15,7 +15,7 @@ def kept_network(
     name:str,  # shapes, particles, crystallinity, heights_CeO2, …
 )->Path:
     "Where a network of the project lies, if it is there."
-    return runs_folder().parent/f'data/models/{name}.safetensors'
+    return own_file(f'data/models/{name}.safetensors')
 
 # %% ../../nbs/learn/06_defaults.ipynb #d7a57430
 def _load_for(task, way_out, file, needs):  # the network, or one sentence that ends with what to do

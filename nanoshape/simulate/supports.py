@@ -23,7 +23,7 @@ from ase.optimize import FIRE
 from numba import njit
 from scipy.constants import N_A
 from scipy.spatial import cKDTree
-from ..core import NM, UserError, project_root
+from ..core import NM, UserError, own_file
 from .orientations import random_rotation
 
 # %% ../../nbs/simulate/01_supports.ipynb #177593fd
@@ -172,7 +172,7 @@ def quenched(
 @lru_cache(maxsize=1)
 def network_block()->Atoms:
     "The stored periodic block of quenched carbon, 2.0 g/cm³."
-    with np.load(project_root()/'data'/'structures'/'carbon_network.npz', allow_pickle=False) as f:
+    with np.load(own_file('data/structures/carbon_network.npz'), allow_pickle=False) as f:
         numbers = np.full(len(f['positions']), 6)
         return Atoms(numbers=numbers, positions=f['positions'], cell=f['cell'], pbc=True)
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from ..core import Busy, NM, UserError, project_root, provenance, read_json, rng, shared_data, torch_rng, write_json
+from ..core import Busy, NM, UserError, provenance, read_json, rng, runs_folder, shared_data, torch_rng, write_json
 from ..simulate.orientations import random_rotation, rotated
 from ..simulate.supports import amorphous
 from ..simulate.structures import assemble, lattice_constant, particle
@@ -45,7 +45,7 @@ def waves(
     somebody is at it."""
     alone, store = wave_recipe(recipe), None
     while not store:
-        try: store = simulate(alone, Path(folder or project_root()/'runs/waves')/fingerprint(alone), workers)
+        try: store = simulate(alone, Path(folder or runs_folder()/'waves')/fingerprint(alone), workers)
         except Busy: time.sleep(2)
     if not store.made_here:
         warnings.warn(f'{store.path} was made by another version of the engine: delete it to have it made anew',

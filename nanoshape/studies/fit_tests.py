@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 # %% ../../nbs/studies/05_fit_tests.ipynb #5c20dba4
 from ..atoms.fit_report import fit_atoms
 from ..atoms.particle_fit import ParticleFit, ParticleView, exit_defocus
-from ..core import NM, UserError, project_root, torch_rng
+from ..core import NM, UserError, own_file, torch_rng
 from ..datasets.recipes import Recipe, load_recipe
 from ..datasets.reference_images import exact_image
 from ..datasets.samples import conditions, particle_map, sample
@@ -53,7 +53,7 @@ def fit_recipe(
         raise UserError(f'there is no {unknown[0]!r} among {what}: name some of {", ".join(OTHER_FORMS)}, with other forms')
     if forms: keys |= dict(classes=[*forms], weights=[1]*len(forms))
     size = size_nm[0] if len(size_nm) == 1 else {'uniform': [*size_nm]}
-    return load_recipe(project_root()/'data/recipes/particle_fit.yaml', structures=particles, size_nm=size, dose=dose,
+    return load_recipe(own_file('data/recipes/particle_fit.yaml'), structures=particles, size_nm=size, dose=dose,
                        seed=7100 + 100*[*KINDS].index(what) + seed, **(KINDS[what] | keys))
 
 # %% ../../nbs/studies/05_fit_tests.ipynb #6470c7e1
