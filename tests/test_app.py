@@ -388,3 +388,30 @@ def test_in_a_browser_nothing_comes_from_another_machine(tab, mine):
     particles(tab, mine)
     assert not tab.elsewhere
     assert tab.evaluate("fetch('https://example.com').then(() => 'fetched', () => 'refused')") == 'refused'
+
+
+def test_in_a_browser_a_second_visitor_sees_nothing_of_the_first(tab, mine, address):
+    particles(tab, mine)
+    other = tab.context.browser.new_context().new_page()
+    other.goto(address)
+    other.get_by_role('button', name='Take the sample').wait_for()
+    assert not other.locator('.nv-one').count() and 'onerror' not in other.inner_text('body')
+    other.context.close()
+
+
+def test_in_a_browser_a_report_in_its_frame_turns_its_model_and_reaches_nothing_else(tab):
+    from nanoshape.micrographs.report import html_page, turnable_atoms
+    atoms = turnable_atoms(np.random.default_rng(0).normal(size=(40, 3)))
+    picture = dict(title='model', text='', alt='', src='data:,', atoms=atoms)
+    page = tab.context.browser.new_context().new_page()
+    page.set_content(app.framed(html_page('<b>x</b>', 'all', pd.DataFrame({'label': [1]}), [picture])))
+    frame = page.frames[-1]
+    canvas = frame.locator('canvas')
+    canvas.wait_for()
+    before = canvas.screenshot()
+    canvas.focus()
+    for _ in range(5): page.keyboard.press('ArrowRight')
+    page.wait_for_timeout(300)
+    assert canvas.screenshot() != before
+    assert frame.evaluate('(() => { try { return parent.document.title } catch (e) { return e.name } })()') == 'SecurityError'
+    page.context.close()
