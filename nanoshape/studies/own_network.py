@@ -12,7 +12,7 @@ import pandas as pd
 from torch.nn.functional import cross_entropy
 from ..core import NM, UserError, cores, provenance, read_json, whole_file, write_json
 from ..simulate.structures import lattice_constant
-from ..datasets.recipes import Recipe, bounds, fingerprint, make_recipe
+from ..datasets.recipes import Recipe, bounds, fingerprint, make_recipe, named_supports
 from ..datasets.batches import WaveLoader, pairs, split_by_structure
 from ..learn.abstention import answer_scores, answer_table, calibrated
 from ..learn.evaluate import score_text
@@ -42,6 +42,7 @@ def knowledge(recipe:Recipe)->list[str]:
     return [f'particles: {", ".join(recipe.classes)}', f'metals: {", ".join(metals)}',
             f'size: {_span(recipe.size_nm, "nm", f)}{gold}',
             *(f'{k}: {_span(getattr(recipe, key), unit)}' for k, (key, unit) in spans.items()),
+            f'on: {", ".join(dict.fromkeys(named_supports(recipe.support)))}',
             f'pixel: {f*recipe.sampling/NM:.4f} nm, field: {f*recipe.box_nm:.3g} nm{gold}']
 
 # %% ../../nbs/studies/04_own_network.ipynb #786548dc
