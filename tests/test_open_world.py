@@ -72,6 +72,24 @@ def test_a_number_that_a_header_does_not_say_has_no_influence():
     assert len({net(x, h)[0, 0].item() for h in (told, silent, header_numbers(2), header_numbers(2, 190, 'Pd', 450))}) == 4
 
 
+def test_the_spectrum_says_the_same_of_a_turned_image_and_something_else_of_other_planes():
+    net = build('multi_task_spectrum', N).eval()
+    y, x = np.mgrid[:96, :96]
+    waves = lambda period, angle: torch.from_numpy(np.cos(2*np.pi*(x*np.cos(angle) + y*np.sin(angle))/period)).float()[None, None]
+    noise = .5*torch.randn(1, 1, 96, 96, generator=torch_rng(0))
+    crystal = waves(4, .3) + waves(4.6, 1.4) + noise
+    features = lambda image: net.both(image)[1][:, 256:]
+    turned, other = (features(v) - features(crystal) for v in (torch.rot90(crystal, 1, (-2, -1)), waves(5, .3) + waves(4.6, 1.4) + noise))
+    assert turned.norm() < .05*features(crystal).norm() and other.norm() > 5*turned.norm()
+
+
+def test_one_thing_is_changed_at_a_time():
+    assert [multi_task.architecture(*v) for v in ((), (False,), (True, True), (True, False, False))] == \
+        ['multi_task_maps', 'multi_task', 'multi_task_spectrum', 'multi_task_untold']
+    with pytest.raises(UserError, match='one of maps, spectrum and told'):
+        multi_task.architecture(False, True)
+
+
 @pytest.mark.parametrize('k', range(8))
 def test_a_map_moves_with_its_image(store, monkeypatch, k):
     """Where the particle is in the image is where it is in the map: with the sign of a shift or a turn wrong it would not be."""

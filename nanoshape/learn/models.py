@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DynamicUnet', 'XResNet', 'WIDTHS', 'HEADER', 'ARCHITECTURES', 'cnn', 'resnet', 'Channels', 'outline_net', 'Spectrum',
-           'Together', 'spectrum_net', 'unet', 'LocalContrast', 'local_unet', 'Header', 'Pyramid', 'MultiTask',
-           'Resize', 'build', 'weights_name']
+           'Together', 'spectrum_net', 'unet', 'LocalContrast', 'local_unet', 'Header', 'PolarSpectrum', 'Around',
+           'Pyramid', 'MultiTask', 'Resize', 'build', 'weights_name']
 
 # %% ../../nbs/learn/00_models.ipynb #b969f8eb
 from contextlib import contextmanager
@@ -204,6 +204,40 @@ class Header(nn.Module):
         values = torch.where(known, (numbers - self.middle)/self.spread, 0.)
         return self.layers(torch.cat([values, known.to(values.dtype)], 1))
 
+# %% ../../nbs/learn/00_models.ipynb #e53001b7
+class PolarSpectrum(nn.Module):
+    """(n, 1, y, x) → (n, 2·rings, angles): logarithm of the power over its ring's median, over half a turn, from 0.1 to 0.94 of Nyquist's
+    frequency; of the image, and of its middle."""
+    def __init__(self, rings:int=56, angles:int=90, sigma:float=.16):  # of the Gaussian around the middle, in widths of the field
+        super().__init__()
+        turn, self.rings, self.sigma = torch.arange(angles)*torch.pi/angles, rings, sigma
+        self.register_buffer('directions', torch.stack([turn.cos(), turn.sin()], -1), persistent=False)
+    def _views(self, x):  # the image and its middle (n, 2, y, x)
+        at = (torch.arange(x.shape[-1], device=x.device) - (x.shape[-1] - 1)/2)/(x.shape[-1]*self.sigma)
+        return torch.cat([x, x*torch.exp(-(at[:, None]**2 + at**2)/2)], 1)
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float() - x.float().mean((-2, -1), keepdim=True)
+            power = torch.fft.fftshift(torch.fft.fft2(self._views(x)).abs()**2, dim=(-2, -1))
+            radii = torch.linspace(.1, .94, self.rings, device=x.device)[:, None, None]
+            grid = (radii*self.directions + 1/x.shape[-1]).expand(len(x), -1, -1, -1)
+            seen = F.grid_sample(F.avg_pool2d(power, 3, 1, 1), grid, align_corners=False)
+            return torch.log(seen/seen.median(-1, keepdim=True).values.clamp(min=1e-12) + .1).flatten(1, 2)
+
+# %% ../../nbs/learn/00_models.ipynb #62c03ee8
+class Around(nn.Module):
+    "(n, channels, angles), closed → (n, 2·width), the same for any turn."
+    def __init__(self, channels:int, width:int=160):
+        super().__init__()
+        def block(c_in, step):
+            conv = nn.Conv1d(c_in, width, 5, padding=2*step, dilation=step, padding_mode='circular', bias=False)
+            return nn.Sequential(conv, nn.BatchNorm1d(width), nn.ReLU(inplace=True))
+        self.first, self.rest = block(channels, 1), nn.ModuleList([block(width, step) for step in (1, 2, 4)])
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.rest: x = x + block(x)
+        return torch.cat([x.mean(-1), x.amax(-1)], 1)
+
 # %% ../../nbs/learn/00_models.ipynb #6c488015
 class Pyramid(nn.Module):
     "Maps of stages, each half as fine as the one before, → (n, maps, y, x) as fine as the first."
@@ -227,6 +261,8 @@ class MultiTask(nn.Module):
     def __init__(self,
         outputs:int,
         maps:bool=False,
+        spectrum:bool=False,  # beside the image, in rings and angles
+        told:bool=True,  # it hears what the header says
         widen:float=.5,  # 1: the channel numbers of ResNet-18
         groups:int=6,  # of training images, for `centres`
     ):
@@ -234,17 +270,20 @@ class MultiTask(nn.Module):
         body = XResNet(ResBlock, 1, [2, 2, 2, 2], c_in=6, widen=widen, stem_szs=(32, 32, 64))
         layers, widths = list(body.children()), [int(w*widen) for w in (64, 128, 256, 512)]
         self.stem, self.stages = nn.Sequential(Channels(pixels=True), *layers[:4]), nn.ModuleList(layers[4:8])
-        self.header, self.pyramid = Header(32), Pyramid(widths) if maps else None
-        self.head = nn.Sequential(nn.Linear(widths[-1] + 32, 256), nn.ReLU(inplace=True), nn.Linear(256, outputs))
-        self.register_buffer('centres', torch.zeros(groups, widths[-1]))  # of training images, in features
-        self.register_buffer('whitening', torch.zeros(widths[-1], widths[-1]))  # after which they spread evenly
+        self.header, self.pyramid, self.told = Header(32), Pyramid(widths) if maps else None, told
+        self.spectrum = nn.Sequential(PolarSpectrum(), Around(112)) if spectrum else None
+        width = widths[-1] + (320 if spectrum else 0)
+        self.head = nn.Sequential(nn.Linear(width + 32, 256), nn.ReLU(inplace=True), nn.Linear(256, outputs))
+        self.register_buffer('centres', torch.zeros(groups, width))  # of training images, in features
+        self.register_buffer('whitening', torch.zeros(width, width))  # after which they spread evenly
     def forward(self, x, header=None): return self.both(x, header)[0]
     def both(self, x, header=None):
-        "Scores, and the image's features (n, 512·widen), which the header has no part in."
-        x, of = self.stem(x), []
+        "Scores, and the image's features (n, 512·widen; 320 more with a spectrum), which the header has no part in."
+        image, x, of = x, self.stem(x), []
         for stage in self.stages: of.append(x := stage(x))
         features = x.mean((-2, -1))
-        if header is None: header = features.new_full((len(x), len(HEADER)), torch.nan)
+        if self.spectrum: features = torch.cat([features, self.spectrum(image).to(features)], 1)
+        if header is None or not self.told: header = features.new_full((len(x), len(HEADER)), torch.nan)
         scores = self.head(torch.cat([features, self.header(header.to(features))], 1))
         return torch.cat([scores, self.pyramid(of).flatten(1)], 1) if self.pyramid else scores, features
 
@@ -253,7 +292,9 @@ ARCHITECTURES = {**{f'cnn{b}': partial(cnn, b) for b in (4, 5, 6)},
                  **{f'resnet{d}': partial(resnet, d) for d in (18, 34, 101)},
                  'outline': outline_net, 'fringes': partial(outline_net, pixels=True), 'unet': unet, 'local_unet': local_unet,
                  'spectrum': spectrum_net, 'both': partial(spectrum_net, image=True),
-                 'multi_task': MultiTask, 'multi_task_maps': partial(MultiTask, maps=True)}
+                 'multi_task': MultiTask, 'multi_task_maps': partial(MultiTask, maps=True),
+                 'multi_task_spectrum': partial(MultiTask, maps=True, spectrum=True),
+                 'multi_task_untold': partial(MultiTask, maps=True, told=False)}
 
 # %% ../../nbs/learn/00_models.ipynb #002e1cde
 class Resize(nn.Module):
