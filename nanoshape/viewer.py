@@ -13,169 +13,11 @@ import traitlets
 from PIL import Image
 from skimage import measure
 from skimage.transform import downscale_local_mean
-from .core import UserError
+from .core import UserError, own_file
 from .figures import PALETTE
 from .datasets.batches import eight_bits
 from .micrographs.particles import UNKNOWN
 from .micrographs.report import outlines
-
-# %% ../nbs/03_viewer.ipynb #cca1e7a6
-_START = '''
-const make = (tag, attributes, parent) => {
-  const e = document.createElementNS('http://www.w3.org/2000/svg', tag);
-  for (const k in attributes) e.setAttribute(k, attributes[k]);
-  if (parent) parent.appendChild(e);
-  return e;
-};
-'''
-
-# %% ../nbs/03_viewer.ipynb #2df1d253
-_OPEN = '''
-function render({model, el}) {
-  const bar = document.createElement('div'), svg = make('svg', {class: 'nv-picture', role: 'group',
-    'aria-label': 'micrograph with outlined particles'}, el);
-  el.classList.add('nv'); el.insertBefore(bar, svg); bar.className = 'nv-bar';
-  const image = make('image', {preserveAspectRatio: 'none'}, svg), layer = make('g', {}, svg);
-  const line = make('polyline', {class: 'nv-line'}, svg);
-  let size = [1, 1], view = [0, 0, 1, 1], url = null, n = 0;
-  const tell = event => { model.set('event', {...event, n: ++n}); model.save_changes(); };
-  const scale = () => view[2]/Math.max(svg.clientWidth, 1);
-  const apply = () => { svg.setAttribute('viewBox', view.join(' ')); label(); };
-'''
-
-# %% ../nbs/03_viewer.ipynb #7b359a71
-_DRAW = '''
-  const picture = () => {
-    if (url) URL.revokeObjectURL(url);
-    url = URL.createObjectURL(new Blob([model.get('picture')], {type: 'image/png'}));
-    size = model.get('pixels');
-    image.setAttribute('href', url); image.setAttribute('width', size[0]); image.setAttribute('height', size[1]);
-    svg.style.aspectRatio = size[0] + ' / ' + size[1];
-    view = [0, 0, ...size]; apply();
-  };
-'''
-
-# %% ../nbs/03_viewer.ipynb #91ac7a56
-_OUTLINE = '''
-  const act = s => tell({kind: model.get('mode') === 'remove' ? 'removed' : 'chosen', label: s.label});
-  const shape = s => {
-    const p = make('path', {d: s.path, class: 'nv-one' + (s.label === model.get('chosen') ? ' nv-chosen' : ''),
-      stroke: s.color, fill: s.color, tabindex: 0, role: 'button', 'aria-label': s.text, 'data-label': s.label}, layer);
-    make('title', {}, p).textContent = s.text;
-    p.addEventListener('keydown', e => { if (e.key === 'Enter' || e.key === ' ') { e.preventDefault(); act(s); } });
-    const t = make('text', {x: s.x, y: s.y, class: 'nv-number'}, layer);
-    t.textContent = s.label; t.dataset.width = s.width;
-  };
-'''
-
-# %% ../nbs/03_viewer.ipynb #3a0e45b0
-_OUTLINES = '''
-  const shapes = () => { layer.replaceChildren(); model.get('shapes').forEach(shape); label(); };
-'''
-
-# %% ../nbs/03_viewer.ipynb #cc3c96fb
-_NUMBERS = '''
-  const label = () => layer.querySelectorAll('text').forEach(t => {
-    t.setAttribute('font-size', 12*scale());
-    t.style.display = t.dataset.width > 22*scale() ? '' : 'none';
-  });
-'''
-
-# %% ../nbs/03_viewer.ipynb #9d375615
-_MOVE = '''
-  const zoom = (f, x, y) => {
-    const w = Math.min(size[0], Math.max(size[0]/50, view[2]*f)), k = w/view[2];
-    view = [x - (x - view[0])*k, y - (y - view[1])*k, w, view[3]*k];
-    inside();
-  };
-'''
-
-# %% ../nbs/03_viewer.ipynb #5e715572
-_INSIDE = '''
-  const inside = () => {
-    for (const k of [0, 1]) view[k] = Math.min(Math.max(view[k], 0), size[k] - view[k + 2]);
-    svg.style.touchAction = view[2] < size[0] || model.get('mode') === 'draw' ? 'none' : 'pan-y';
-    apply();
-  };
-  const all = () => { view = [0, 0, ...size]; inside(); };
-'''
-
-# %% ../nbs/03_viewer.ipynb #1c398970
-_BUTTONS = '''
-  const at = e => {
-    const p = new DOMPoint(e.clientX, e.clientY).matrixTransform(svg.getScreenCTM().inverse());
-    return [p.x, p.y];
-  };
-  const button = (text, title, action) => {
-    const b = document.createElement('button');
-    b.textContent = text; b.title = title; b.setAttribute('aria-label', title); b.onclick = action; bar.appendChild(b);
-  };
-  const middle = () => [view[0] + view[2]/2, view[1] + view[3]/2];
-  button('+', 'zoom in', () => zoom(.7, ...middle())); button('−', 'zoom out', () => zoom(1/.7, ...middle()));
-  button('whole image', 'show the whole image', all);
-  const wheel = e => { e.preventDefault(); zoom(e.deltaY < 0 ? .83 : 1.2, ...at(e)); };
-  svg.addEventListener('wheel', wheel, {passive: false});
-  svg.addEventListener('dblclick', all);
-'''
-
-# %% ../nbs/03_viewer.ipynb #bcbfb176
-_POINT = '''
-  let from = null, points = [];
-  svg.addEventListener('pointerdown', e => {
-    from = {at: at(e), x: e.clientX, y: e.clientY, view: [...view], on: e.target.dataset.label}; points = [from.at];
-    svg.setPointerCapture(e.pointerId);
-  });
-'''
-
-# %% ../nbs/03_viewer.ipynb #e68458fc
-_DRAG = '''
-  svg.addEventListener('pointermove', e => {
-    if (!from) return;
-    if (model.get('mode') === 'draw') {
-      points.push(at(e)); line.setAttribute('points', points.join(' '));
-    } else if (view[2] < size[0]) {
-      view[0] = from.view[0] - (e.clientX - from.x)*scale(); view[1] = from.view[1] - (e.clientY - from.y)*scale();
-      inside();
-    }
-  });
-'''
-
-# %% ../nbs/03_viewer.ipynb #ee7f4da8
-_RELEASE = '''
-  svg.addEventListener('pointerup', e => {
-    if (!from) return;
-    const moved = Math.hypot(e.clientX - from.x, e.clientY - from.y) > 4, drawn = model.get('mode') === 'draw';
-    if (drawn && points.length > 5) tell({kind: 'drawn', points});
-    else if (!moved && !drawn && from.on) act({label: +from.on});
-    from = null; line.setAttribute('points', '');
-  });
-  svg.addEventListener('pointercancel', () => { from = null; line.setAttribute('points', ''); });
-'''
-
-# %% ../nbs/03_viewer.ipynb #290d0018
-_END = '''
-  const mode = () => { el.dataset.mode = model.get('mode'); inside(); };
-  model.on('change:picture', picture); model.on('change:mode', mode);
-  model.on('change:shapes', shapes); model.on('change:chosen', shapes);
-  const seen = new ResizeObserver(label); seen.observe(svg);
-  if (model.get('picture').byteLength) picture();
-  shapes(); mode();
-  return () => { seen.disconnect(); if (url) URL.revokeObjectURL(url); };
-}
-export default { render };
-'''
-
-# %% ../nbs/03_viewer.ipynb #9b0c3740
-_STYLE = '''.nv { width: 100%; } .nv-bar button { margin: 0 4px 4px 0; padding: 2px 10px; font-size: 14px; cursor: pointer; }
-.nv-picture { width: 100%; max-height: 80vh; display: block; background: #222; touch-action: pan-y; }
-.nv-one { fill-opacity: 0; stroke-width: 2px; vector-effect: non-scaling-stroke; cursor: pointer; pointer-events: all; }
-.nv-one:hover, .nv-one:focus { fill-opacity: .25; outline: none; stroke-width: 4px; }
-.nv-chosen { fill-opacity: .35; stroke-width: 4px; }
-.nv-line { fill: none; stroke: #E69F00; stroke-width: 2px; vector-effect: non-scaling-stroke; }
-.nv-number { fill: white; stroke: black; stroke-width: 3px; paint-order: stroke;
-vector-effect: non-scaling-stroke; text-anchor: middle; dominant-baseline: central; pointer-events: none; }
-.nv[data-mode=draw] svg { cursor: crosshair; } .nv[data-mode=draw] .nv-one { pointer-events: none; }
-'''
 
 # %% ../nbs/03_viewer.ipynb #70e0d6ce
 FINEST = 2048  # pixels of the picture, across
@@ -193,8 +35,7 @@ MODES = 'look', 'draw', 'remove'
 
 class Viewer(anywidget.AnyWidget):
     "A micrograph with outlines in the browser."
-    _esm = (_START + _OPEN + _DRAW + _OUTLINE + _OUTLINES + _NUMBERS + _MOVE + _INSIDE + _BUTTONS + _POINT + _DRAG + _RELEASE + _END)
-    _css = _STYLE
+    _esm, _css = (own_file(f'nbs/app/viewer.{kind}').read_text() for kind in ('js', 'css'))
     picture = traitlets.Bytes().tag(sync=True)  # PNG
     pixels = traitlets.List([1, 1]).tag(sync=True)  # of the image: columns, rows
     shapes = traitlets.List().tag(sync=True)  # of `outline_shapes`
