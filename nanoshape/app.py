@@ -92,9 +92,10 @@ class Work(threading.Thread):
         try:
             with torch.no_grad(): self.action(self.tell)
         except BaseException as e: self.error = e
+        self.action = None  # nothing is left to cancel
         self.ended(self.error)
     def cancel(self):
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(Cancelled))
+        if self.action: ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(Cancelled))
     def progress(self)->tuple[float,float]:
         "Share that is done and seconds that are left: as told, or else by the seconds that were expected."
         past = time.monotonic() - self.begun
@@ -321,12 +322,14 @@ def _clear(self:Page): self.results.children, self.more.children = (), ()
 @patch
 def _sample(self:Page):
     self.files, self.frame.max, self.pending = {}, 0, None
+    self._clear()
     self._analyse(lambda: sample_micrograph(load_recipe(own_file('data/recipes/demo.yaml')), 5), 5e5)
 
 # %% ../nbs/04_app.ipynb #124beb0a
 @patch
 def _analyse(self:Page, get, pixels, detector=None):  # `get`: micrograph and notes
     def action(tell): self.analyse(*get(), detector)
+    self.more.children = ()
     self.say('Finding and measuring particles, telling their shapes …')
     begun, expected = time.monotonic(), _expected(min(pixels, 1e8), self.pace)
     def after():
