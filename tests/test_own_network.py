@@ -208,6 +208,7 @@ def test_analyse_and_the_page_take_it(sure, tmp_path, monkeypatch, capsys):
     from nanoshape import app
     monkeypatch.setattr(app, 'default_shape_network', lambda: sure)
     page = app.Page()
-    page.analyse(m)
+    page._analyse(lambda: (m, ()), m.image.size)
+    page.wait()
     page.choose(int(page.table.label.iloc[0]))
     assert 'equivalent diameter' in page.one.value and '<img' in page.one.value
