@@ -95,7 +95,10 @@ class Work(threading.Thread):
         self.action = None  # nothing is left to cancel
         self.ended(self.error)
     def cancel(self):
-        if self.action: ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(Cancelled))
+        "Returns when it has ended. Once more every two seconds: an error that meets a destructor is lost."
+        while self.is_alive() and self.action:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(Cancelled))
+            self.join(2.)
     def progress(self)->tuple[float,float]:
         "Share that is done and seconds that are left: as told, or else by the seconds that were expected."
         past = time.monotonic() - self.begun
@@ -216,7 +219,7 @@ def _connect(self:Page):
     self.which.observe(lambda change: change.new and self._open(0), 'value')
     self.frame.observe(lambda _: self._open(), 'value')
     self.every.on_click(lambda _: self._all())
-    self.cancel.on_click(lambda _: self.work and self.work.cancel())
+    self.cancel.on_click(lambda _: self.work and threading.Thread(target=self.work.cancel, daemon=True).start())
 
 # %% ../nbs/04_app.ipynb #72af8633
 def _fault(e):  # of an error that nobody foresaw, in a sentence

@@ -134,12 +134,28 @@ def test_what_takes_long_can_be_cancelled_and_a_fault_is_said(page, quick, monke
     monkeypatch.setattr(app, 'write_report', lambda *a, **k: [time.sleep(.01) for _ in range(3000)])
     page._sample()
     assert page.waiting.layout.display == '' and page.sample.disabled
-    page.cancel.click(); page.wait(20)
+    page.cancel.click(); page.wait(25)
     assert 'Cancelled' in page.status.value and page.waiting.layout.display == 'none' and not page.sample.disabled
     monkeypatch.setattr(app, 'write_report', lambda *a, **k: 1/0)
     page._sample(); page.wait()
     assert 'fault of the program (ZeroDivisionError' in page.status.value and not page.sample.disabled
     assert 'Traceback' in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_cancel_that_meets_a_destructor_is_said_again():
+    class Deaf:
+        def __del__(self):
+            for _ in range(30): time.sleep(.01)
+
+    def action(tell):
+        Deaf()
+        for _ in range(3000): time.sleep(.01)
+    ends = []
+    work = app.Work(action, ends.append)
+    work.start()
+    work.cancel()
+    assert not work.is_alive() and isinstance(ends[0], app.Cancelled)
 
 
 def test_correlation_is_the_best_over_shifts():
