@@ -21,7 +21,7 @@ import tifffile
 import torch
 from .core import NM, UserError, counted, own_file, rng
 from .figures import PALETTE, show_image, use_style
-from .viewer import MODES, Viewer, answer_colours, grey_png, outline_shapes, with_drawn
+from .viewer import MODES, Viewer, as_picture, outline_shapes, with_drawn
 
 # %% ../nbs/04_app.ipynb #43564188
 from .simulate.orientations import even_rotations, rotated
@@ -35,8 +35,8 @@ from .micrographs.reading import PICTURES, READERS, frame_count, header_sampling
 from .micrographs.detection import Drawn, default_detector
 from .micrographs.kinds import answer_names, field_sampling, question
 from .micrographs.particles import UNKNOWN, particle_fields, probability_columns, without_withheld
-from .micrographs.report import in_file_pixels, in_square_pixels, label_file, picture, summarise, write_report
-from .micrographs.survey import plot_sizes, survey
+from .micrographs.report import class_colors, in_file_pixels, in_square_pixels, label_file, picture, summarise, write_report
+from .micrographs.survey import plot_sizes, survey, why
 from .atoms.fit_report import particle_fits, write_fits
 from .atoms.height_report import write_heights
 from .studies.experiments import sample_micrograph
@@ -221,11 +221,6 @@ def _connect(self:Page):
     self.every.on_click(lambda _: self._all())
     self.cancel.on_click(lambda _: self.work and threading.Thread(target=self.work.cancel, daemon=True).start())
 
-# %% ../nbs/04_app.ipynb #72af8633
-def _fault(e):  # of an error that nobody foresaw, in a sentence
-    traceback.print_exception(e, file=sys.stderr)
-    return f'This could not be done, which is a fault of the program ({type(e).__name__}: {e}); the terminal has the details.'
-
 # %% ../nbs/04_app.ipynb #3e16afdd
 @patch
 def _begin(self:Page, action, seconds, after=None):  # `action(tell)` in the background, then `after()`
@@ -235,8 +230,9 @@ def _begin(self:Page, action, seconds, after=None):  # `action(tell)` in the bac
             if error is not None: raise error
             if after: after()
         except Cancelled: self.say('Cancelled.')
-        except UserError as e: self.say(str(e), wrong=True)
-        except Exception as e: self.say(_fault(e), wrong=True)
+        except Exception as e:
+            if not isinstance(e, UserError): traceback.print_exception(e, file=sys.stderr)
+            self.say(why(e), wrong=True)
         self._show_controls()
     self.work = self.last = work = Work(action, ended, seconds)
     self._show_controls()
@@ -355,12 +351,11 @@ def analyse(self:Page, m, notes=(), detector=None):
 @patch
 def _answers(self:Page):  # label → answer, and a colour for each
     asked = question(self.network.card)
-    return dict(zip(self.table.label, self.table[asked])), answer_colours(answer_names(self.network.card))
+    return dict(zip(self.table.label, self.table[asked])), class_colors(answer_names(self.network.card))
 @patch
 def _viewer(self:Page):
     answers, colours = self._answers()
-    self.view = Viewer(picture=grey_png(self.m.image), pixels=[*self.m.image.shape[::-1]],
-                       shapes=outline_shapes(self.labels, answers, colours))
+    self.view = Viewer(**as_picture(self.m.image), shapes=outline_shapes(self.labels, answers, colours))
     self.view.observe(lambda change: self._happened(change.new), 'event')
     return self.view
 

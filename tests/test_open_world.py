@@ -179,9 +179,9 @@ def test_files_blur_and_pack_but_do_not_move():
 
 def test_a_network_is_the_same_behind_a_file(network, store, tmp_path):
     network.save(tmp_path/'model.safetensors')
-    again, images = Network.load(tmp_path/'model.safetensors'), frozen_set(store, pairs(range(3), 1))
+    again, images = Network.load(tmp_path/'model.safetensors'), frozen_set(store, pairs(range(12, 15), 1))
     a, b = (answers(n, images, store.sampling, energy_kev=200, element=['Au', None, 'Pt']) for n in (network, again))
-    assert a.equals(b) and a.distance.ge(0).all() and a.distance.max() > 0 and again.card.other['answers'] == ANSWERS
+    assert a.equals(b) and a.distance.gt(0).all() and again.card.other['answers'] == ANSWERS
     with pytest.raises(UserError, match='several answers'):
         again.probabilities(images)
 

@@ -415,7 +415,16 @@ def test_an_untold_spherical_aberration_is_refined(seen):
     view, true = seen[2:]
     off = replace(view, Cs=view.Cs - 2.5e5, cs_told=False)
     p, told = (refined(v, replace(true, edge=.4), 10, particle_fit.ROUGH, 0.) for v in (off, replace(off, cs_told=True)))
-    assert 1e5 < p.Cs < 3e5 and told.Cs == 0 and p.misfit < told.misfit - .02
+    assert 1e5 < p.Cs_offset < 3e5 and told.Cs_offset == 0 and p.misfit < told.misfit - .02
+
+
+def test_the_record_has_both_parts_of_the_spherical_aberration(seen):
+    """What was assumed and what was found: without either the image is another one."""
+    view, true = seen[2:]
+    made = fit_report._record([(1, view, known_fit(replace(true, Cs_offset=7e4)))])['1']
+    assert made['Cs'] == view.Cs and made['Cs_offset'] == 7e4
+    same, other = (particle_fit.model_image(view, replace(true, Cs_offset=v)) for v in (made['Cs_offset'], 0.))
+    assert (same - other).std() > 1e-3*same.std()
 
 
 def test_the_curvature_is_that_of_a_profile(seen):

@@ -528,6 +528,20 @@ def test_a_reader_that_hangs_or_dies_is_stopped_and_the_next_file_is_read(tmp_pa
     assert np.array_equal(read(tmp_path/'a.dm3').image, grey) and reading._readers.process is not child
 
 
+def test_a_read_that_is_interrupted_is_not_the_answer_to_the_next(tmp_path, grey, monkeypatch):
+    first, second = write_dm(tmp_path/'a.dm3', grey), write_dm(tmp_path/'b.dm3', grey[::-1].copy())
+    read(first)
+    plain = reading._exchange_in_time
+
+    def interrupted(process, request):
+        process.stdin.write(json.dumps(request).encode() + b'\n'); process.stdin.flush()
+        raise KeyboardInterrupt
+    monkeypatch.setattr(reading, '_exchange_in_time', interrupted)
+    with pytest.raises(KeyboardInterrupt): read(first)
+    monkeypatch.setattr(reading, '_exchange_in_time', plain)
+    assert np.array_equal(read(second).image, grey[::-1])
+
+
 def test_nothing_is_imported_from_the_current_folder(tmp_path, grey, monkeypatch):
     """Not even where PYTHONPATH has it, as a relative path."""
     path = write_dm(tmp_path/'a.dm3', grey)

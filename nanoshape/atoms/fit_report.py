@@ -116,7 +116,8 @@ def summarise_fits(m:Micrograph, table:pd.DataFrame, asked:int)->str:
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #9e883510
 CAUTION = ('A fit that is accepted says that the image could have been made by this model, and that other orientations '
-           'explain it less well. It assumes one crystal, a known voltage and spherical aberration, a pixel size known within 2 %, and an '
+           'explain it less well. It assumes one crystal, a known voltage, a spherical aberration that is told or within 30 µm of 0, a pixel size '
+           'known within 2 %, and an '
            'amorphous film. Limits: correlation clearly above that by chance, another orientation worse by '
            f'{AHEAD:.0f} in χ², {EXPLAINED:.0%} of what is beyond noise explained, less what the noise may leave, at most {AT_MOST:.0%}; '
            'these are choices of this project.')
@@ -141,7 +142,7 @@ def _pictures(drawn): return [_picture(*d) for d in drawn]
 # %% ../../nbs/atoms/08_fit_report.ipynb #0e2500cb
 def _assumed(m):  # what neither the file nor a person has said
     words = [] if m.voltage else ['300 kV (another with --kv)']
-    words += [] if m.Cs is not None else ['no spherical aberration, as with a corrector (another with --cs)']
+    words += [] if m.Cs is not None else ['a spherical aberration within 30 µm of 0, as with a corrector, which the fit refines (another with --cs)']
     return [f'Assumed: {" and ".join(words)}.'] if words else []
 
 # %% ../../nbs/atoms/08_fit_report.ipynb #2f3ae7f6

@@ -210,7 +210,7 @@ class ParticleModel:
     focal_spread: float = 40.  # Å, 1/e half-width
     mtf: float = .5  # of the camera at Nyquist
     astigmatism: tuple[float,float] = (0., 0.)  # Å, along x and along 45°
-    Cs: float = 0.  # Å, of spherical aberration beyond what the view says
+    Cs_offset: float = 0.  # Å, of spherical aberration beyond what the view says
     shift: tuple[float,float] = (0., 0.)  # y and x, pixels, of the atom at 0 from the view's middle
     brightness: float = 1.  # contrast of the recorded image over that of the simulated one
     misfit: float = np.inf  # mean square of the difference over that of the noise
@@ -295,7 +295,7 @@ def _images(view, wave, foci, p, how):  # of one wave at several foci (k, n, n),
     value = lambda v: torch.full((len(foci),), float(v))
     at_exit = torch.tensor(foci, dtype=torch.float32) + view.half
     x, y = p.astigmatism
-    m = Microscope(view.energy, Cs=view.Cs + p.Cs, defocus=at_exit, C12=value(np.hypot(x, y)), phi12=value(np.arctan2(y, x)/2),
+    m = Microscope(view.energy, Cs=view.Cs + p.Cs_offset, defocus=at_exit, C12=value(np.hypot(x, y)), phi12=value(np.arctan2(y, x)/2),
                    focal_spread=value(p.focal_spread), mtf=value(p.mtf),
                    angular_spread=CONE, vibration=VIBRATION, pixel_integration=True, foci=how[2])
     return images(wave.expand(len(foci), *wave.shape[-2:]), m, view.sampling, gpts=view.n) - 1
@@ -478,15 +478,16 @@ def likely_orientations(
 ATOMIC = dict(  # numbers that move atoms: width of the prior of a step, largest step, step of the derivative; rad, Å
     rx=(.05, .03, .002), ry=(.05, .03, .002), rz=(.05, .03, .002), bx=(1.5, 1., .2), by=(1.5, 1., .2), bz=(1.5, 1., .2),
     d111=(3., 2., .2), d100=(3., 2., .2), radius=(3., 2., .2), lattice=(.005, .005, .001))
-OPTICAL = dict(defocus=(60., 40., 5.), mtf=(.3, .2, -.03), focal_spread=(20., 15., 4.), Cs=(1e5, 5e4, 2e4))  # the others; Å
+OPTICAL = dict(defocus=(60., 40., 5.), mtf=(.3, .2, -.03), focal_spread=(20., 15., 4.),
+               Cs_offset=(1e5, 5e4, 2e4))  # the others; Å
 PLACE = dict(y=(2., 1.5, .1), x=(2., 1.5, .1), brightness=(.3, .3, .01))  # pixels
 NUMBERS = ATOMIC | OPTICAL | PLACE
 FACETS = {f'facet{k}': (1.5, 1., .2) for k in range(26)}  # of a freer model, Å
 FREER = ATOMIC | FACETS | OPTICAL | dict(astigmatism_x=(20., 15., 3.), astigmatism_y=(20., 15., 3.)) | PLACE
-LIMITS = dict(mtf=(.1, 1.), focal_spread=(15., 100.), lattice=(.98, 1.02), Cs=(-3e5, 3e5))
+LIMITS = dict(mtf=(.1, 1.), focal_spread=(15., 100.), lattice=(.98, 1.02), Cs_offset=(-3e5, 3e5))
 
 # %% ../../nbs/atoms/07_particle_fit.ipynb #2ab8bf6c
-def _free(view, numbers): return {k: v for k, v in numbers.items() if k != 'Cs' or not view.cs_told}  # those that are not known
+def _free(view, numbers): return {k: v for k, v in numbers.items() if k != 'Cs_offset' or not view.cs_told}  # those that are not known
 
 def _turned(p, v):  # by a rotation vector
     angle = np.linalg.norm(v)
@@ -818,4 +819,4 @@ def fit_row(
         diameter_nm=feret(at[:, :2])[0]/NM, **ends, beam_h=beam[0], beam_k=beam[1],
         beam_l=beam[2],
         tilt_deg_sd=fit.tilt_deg[1], focus_nm=exit_defocus(p, element)/NM, focus_nm_sd=float(d['defocus'])/NM,
-        focal_spread_nm=p.focal_spread/NM, mtf=p.mtf, lattice=p.lattice, atoms=len(at))
+        focal_spread_nm=p.focal_spread/NM, mtf=p.mtf, Cs_offset_um=p.Cs_offset/1e4, lattice=p.lattice, atoms=len(at))

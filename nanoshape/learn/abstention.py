@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FOCUS_EDGES', 'DOSE_EDGES', 'CONDITION_NAMES', 'MISS', 'FAR', 'MARKS', 'ROUND', 'CONVEX', 'REASONS', 'readings',
            'places', 'fit_temperatures', 'fit_centres', 'distance', 'condition_of', 'number_columns', 'all_answers',
-           'fit_thresholds', 'calibrated', 'truncation_words', 'shape_words', 'header_numbers', 'with_decision',
-           'answers', 'answer_table', 'number_scores', 'answer_scores', 'by_condition']
+           'fit_thresholds', 'calibrated', 'named_marks', 'truncation_words', 'shape_words', 'header_numbers',
+           'with_decision', 'answers', 'answer_table', 'number_scores', 'answer_scores', 'by_condition']
 
 # %% ../../nbs/learn/08_abstention.ipynb #625b974b
 from dataclasses import asdict
@@ -195,15 +195,20 @@ MARKS = {'octahedron': 0., 'truncated octahedron': 1/3, 'cuboctahedron': .5, 'tr
 ROUND = .5, .85  # roundness from which a particle is called rounded, or round
 
 # %% ../../nbs/learn/08_abstention.ipynb #efd26476
+def named_marks(
+    low:float, high:float,  # the range of the truncation
+)->tuple[list[str],bool]:
+    "The marks that the range holds, and that it does; or the two that it lies between."
+    if near := [k for k, v in MARKS.items() if low - .02 <= v <= high + .02]: return near, True
+    return [[k for k, v in MARKS.items() if v < low][-1], next(k for k, v in MARKS.items() if v > high)], False
+
 def truncation_words(
     low:float, high:float,  # the range of the truncation
 )->str:
     "The marks that the range holds, or those that it lies between."
-    near = [k for k, v in MARKS.items() if low - .02 <= v <= high + .02]
-    if len(near) == 1: return near[0]
-    if near: return f'{near[0]} to {near[-1]}'
-    below, above = [k for k, v in MARKS.items() if v < low][-1], next(k for k, v in MARKS.items() if v > high)
-    return f'between {below} and {above}'
+    marks, held = named_marks(low, high)
+    if len(marks) == 1: return marks[0]
+    return f'{marks[0]} to {marks[-1]}' if held else f'between {marks[0]} and {marks[1]}'
 
 # %% ../../nbs/learn/08_abstention.ipynb #2627eda8
 def shape_words(low:float, high:float, roundness:float)->str:

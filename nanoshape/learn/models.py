@@ -16,6 +16,7 @@ import hashlib, sys
 
 import torch
 from fastai.layers import PixelShuffle_ICNR, ResBlock
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from ..core import UserError
@@ -229,6 +230,7 @@ class Around(nn.Module):
     "(n, channels, angles), closed → (n, 2·width), the same for any turn."
     def __init__(self, channels:int, width:int=160):
         super().__init__()
+        self.width = 2*width  # of what comes out
         def block(c_in, step):
             conv = nn.Conv1d(c_in, width, 5, padding=2*step, dilation=step, padding_mode='circular', bias=False)
             return nn.Sequential(conv, nn.BatchNorm1d(width), nn.ReLU(inplace=True))
@@ -271,21 +273,24 @@ class MultiTask(nn.Module):
         layers, widths = list(body.children()), [int(w*widen) for w in (64, 128, 256, 512)]
         self.stem, self.stages = nn.Sequential(Channels(pixels=True), *layers[:4]), nn.ModuleList(layers[4:8])
         self.header, self.pyramid, self.told = Header(32), Pyramid(widths) if maps else None, told
-        self.spectrum = nn.Sequential(PolarSpectrum(), Around(112)) if spectrum else None
-        width = widths[-1] + (320 if spectrum else 0)
+        self.spectrum = nn.Sequential(polar := PolarSpectrum(), Around(2*polar.rings)) if spectrum else None
+        width = widths[-1] + (self.spectrum[-1].width if spectrum else 0)
         self.head = nn.Sequential(nn.Linear(width + 32, 256), nn.ReLU(inplace=True), nn.Linear(256, outputs))
         self.register_buffer('centres', torch.zeros(groups, width))  # of training images, in features
         self.register_buffer('whitening', torch.zeros(width, width))  # after which they spread evenly
     def forward(self, x, header=None): return self.both(x, header)[0]
-    def both(self, x, header=None):
-        "Scores, and the image's features (n, 512·widen; 320 more with a spectrum), which the header has no part in."
-        image, x, of = x, self.stem(x), []
-        for stage in self.stages: of.append(x := stage(x))
-        features = x.mean((-2, -1))
-        if self.spectrum: features = torch.cat([features, self.spectrum(image).to(features)], 1)
-        if header is None or not self.told: header = features.new_full((len(x), len(HEADER)), torch.nan)
-        scores = self.head(torch.cat([features, self.header(header.to(features))], 1))
-        return torch.cat([scores, self.pyramid(of).flatten(1)], 1) if self.pyramid else scores, features
+
+# %% ../../nbs/learn/00_models.ipynb #e2634e62
+@patch
+def both(self:MultiTask, x, header=None):
+    "Scores, and the image's features (n, 512·widen; more with a spectrum), which the header has no part in."
+    of = [self.stem(x)]
+    for stage in self.stages: of.append(stage(of[-1]))
+    features = of[-1].mean((-2, -1))
+    if self.spectrum: features = torch.cat([features, self.spectrum(x).to(features)], 1)
+    if header is None or not self.told: header = features.new_full((len(x), len(HEADER)), torch.nan)
+    scores = self.head(torch.cat([features, self.header(header.to(features))], 1))
+    return torch.cat([scores, self.pyramid(of[1:]).flatten(1)], 1) if self.pyramid else scores, features
 
 # %% ../../nbs/learn/00_models.ipynb #d8d79c27
 ARCHITECTURES = {**{f'cnn{b}': partial(cnn, b) for b in (4, 5, 6)},

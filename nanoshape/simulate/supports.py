@@ -280,15 +280,19 @@ def carbon_black(
 
 # %% ../../nbs/simulate/01_supports.ipynb #a561fd15
 def _fluorite(metal, a): return bulk(f'{metal}O2', 'fluorite', a=a, cubic=True)
+def _anatase(): return spacegroup.crystal(('Ti', 'O'), [(0, 0, 0), (0, 0, .2081)], spacegroup=141,
+                                          cellpar=(3.785, 3.785, 9.514, 90, 90, 90))
 
-OXIDES = {'ceria': _fluorite('Ce', 5.411), 'zirconia': _fluorite('Zr', 5.09),
-          'titania': spacegroup.crystal(('Ti', 'O'), [(0, 0, 0), (0, 0, .2081)], spacegroup=141, cellpar=(3.785, 3.785, 9.514, 90, 90, 90))}
+OXIDES = {'ceria': partial(_fluorite, 'Ce', 5.411), 'zirconia': partial(_fluorite, 'Zr', 5.09), 'titania': _anatase}
+
+@lru_cache(maxsize=len(OXIDES))
+def _oxide_cell(name): return OXIDES[name]()
 
 def _oxide(name, width, thickness, generator, grain=100.):
     _check_slab_size(width, thickness)
     parts = _tessellation(width, thickness, grain, generator)
     turns = [random_rotation(generator) for _ in parts[0]]
-    return _filled(OXIDES[name], turns, parts, width, thickness, generator, 1.6)
+    return _filled(_oxide_cell(name), turns, parts, width, thickness, generator, 1.6)
 
 # %% ../../nbs/simulate/01_supports.ipynb #f31b401c
 def _periodic_tree(atoms):  # a tree of the atoms that measures distances across the periodic sides

@@ -8,7 +8,6 @@ __all__ = ['OTHER_FORMS', 'KINDS', 'fit_recipe', 'recorded_particle', 'columns_r
 # %% ../../nbs/studies/05_fit_tests.ipynb #e4d7cd4a
 from collections import Counter
 from collections.abc import Sequence
-import re
 import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
@@ -20,7 +19,7 @@ from ..core import NM, UserError, own_file, torch_rng
 from ..datasets.recipes import Recipe, load_recipe
 from ..datasets.reference_images import exact_image
 from ..datasets.samples import conditions, particle_map, sample
-from ..learn.abstention import MARKS, ROUND, shape_words
+from ..learn.abstention import MARKS, ROUND, named_marks
 from ..micrographs.reading import Micrograph
 from ..simulate.grains import misorientation
 from ..simulate.microscope import expose
@@ -99,14 +98,13 @@ def columns_right(
 
 # %% ../../nbs/studies/05_fit_tests.ipynb #d7266716
 def family_right(
-    words:str,  # of `shape_words`
-    truncation:float, roundness:float,  # true ones
+    low:float, high:float,  # 95 % range of the truncation
+    roundness:float,  # of the model
+    truth:dict,  # `truncation`, `roundness`
 )->bool:
-    "Whether a shape's name is that of the truth, or of the two or more that the truth lies between."
-    if words == 'round': return roundness >= ROUND[0]
-    marks = [*MARKS]
-    named = [marks.index(k) for k in re.split(' and | to ', words.removeprefix('rounded ').removeprefix('between '))]
-    return min(named) <= min(range(len(marks)), key=lambda k: abs(MARKS[marks[k]] - truncation)) <= max(named)
+    "Whether the name that `shape_words` gives is that of the truth, or of the two or more that the truth lies between."
+    if roundness >= ROUND[1]: return truth['roundness'] >= ROUND[0]
+    return min(MARKS, key=lambda k: abs(MARKS[k] - truth['truncation'])) in named_marks(low, high)[0]
 
 # %% ../../nbs/studies/05_fit_tests.ipynb #18756803
 def fit_errors(
@@ -124,5 +122,5 @@ def fit_errors(
              for s, (low, high) in zip((68, 95), fit.ranges[k])}
     fitted = fit_atoms(view, fit).positions - [*[view.sampling/2]*2, 0]  # from the middle of the first pixel
     right, apart = columns_right(truth['positions'], fitted, turn, lattice_constant(truth['element']))
-    words = shape_words(*fit.ranges['truncation'][1], fit.model.roundness)
-    return out | dict(heights_right=right, atoms_apart=apart, family_right=family_right(words, truth['truncation'], truth['roundness'])) | holds
+    family = family_right(*fit.ranges['truncation'][1], fit.model.roundness, truth)
+    return out | dict(heights_right=right, atoms_apart=apart, family_right=family) | holds
