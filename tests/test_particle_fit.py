@@ -273,7 +273,7 @@ def test_the_command(seen, tmp_path, monkeypatch, capsys):
     assert main([*common, '--kv', '300']) == 0
     said = capsys.readouterr().out
     assert 'accepted: 1 (cuboctahedron 1)' in said and (tmp_path/'out/model_1.xyz').is_file()
-    assert 'no spherical aberration' in (tmp_path/'out/report.html').read_text()
+    assert 'a spherical aberration within 30 µm of 0' in (tmp_path/'out/report.html').read_text()
     (tmp_path/'out/mine.txt').write_text('a person\'s')
     assert main([*common, '--particle', '9']) == 0
     assert (tmp_path/'out/mine.txt').is_file() and not (tmp_path/'out/model_1.xyz').exists()
