@@ -274,6 +274,7 @@ class MultiTask(nn.Module):
         self.stem, self.stages = nn.Sequential(Channels(pixels=True), *layers[:4]), nn.ModuleList(layers[4:8])
         self.header, self.pyramid, self.told = Header(32), Pyramid(widths) if maps else None, told
         self.spectrum = nn.Sequential(polar := PolarSpectrum(), Around(2*polar.rings)) if spectrum else None
+        self.image_features = widths[-1]
         width = widths[-1] + (self.spectrum[-1].width if spectrum else 0)
         self.head = nn.Sequential(nn.Linear(width + 32, 256), nn.ReLU(inplace=True), nn.Linear(256, outputs))
         self.register_buffer('centres', torch.zeros(groups, width))  # of training images, in features
@@ -282,14 +283,19 @@ class MultiTask(nn.Module):
 
 # %% ../../nbs/learn/00_models.ipynb #e2634e62
 @patch
+def from_features(self:MultiTask, seen, rings=None, header=None):
+    """Scores, and all features that the header has no part in, from those of the image (n, 512·widen) and its `PolarSpectrum`, where the
+    network has one."""
+    features = torch.cat([seen, self.spectrum[1](rings).to(seen)], 1) if self.spectrum else seen
+    if header is None or not self.told: header = features.new_full((len(seen), len(HEADER)), torch.nan)
+    return self.head(torch.cat([features, self.header(header.to(features))], 1)), features
+
+@patch
 def both(self:MultiTask, x, header=None):
     "Scores, and the image's features (n, 512·widen; more with a spectrum), which the header has no part in."
     of = [self.stem(x)]
     for stage in self.stages: of.append(stage(of[-1]))
-    features = of[-1].mean((-2, -1))
-    if self.spectrum: features = torch.cat([features, self.spectrum(x).to(features)], 1)
-    if header is None or not self.told: header = features.new_full((len(x), len(HEADER)), torch.nan)
-    scores = self.head(torch.cat([features, self.header(header.to(features))], 1))
+    scores, features = self.from_features(of[-1].mean((-2, -1)), self.spectrum and self.spectrum[0](x), header)
     return torch.cat([scores, self.pyramid(of[1:]).flatten(1)], 1) if self.pyramid else scores, features
 
 # %% ../../nbs/learn/00_models.ipynb #d8d79c27

@@ -7,7 +7,8 @@ __all__ = ['OUTLINES', 'ANSWERS', 'FINE', 'SILENT', 'SQUARE', 'BEAM_WIDTH', 'WEI
            'directed', 'unit', 'beam_numbers', 'signed_root', 'field_width', 'truths', 'headers', 'partly_silent',
            'coarse_maps', 'coarser', 'saved', 'goals', 'AnswerLoader', 'frozen_answers', 'answer_loaders', 'angles_to',
            'soft_goal', 'answer_loss', 'map_loss', 'AnswerLoss', 'probabilities_of', 'mean_and_spread',
-           'mean_direction', 'quantile', 'crystal_accuracy', 'truncation_error', 'architecture', 'train_answers']
+           'mean_direction', 'quantile', 'crystal_accuracy', 'truncation_error', 'answer_metrics', 'architecture',
+           'train_answers']
 
 # %% ../../nbs/learn/07_multi_task.ipynb #a1960e42
 from pathlib import Path
@@ -352,7 +353,9 @@ def truncation_error(scores, goal):
     return off[known].sum()/known.sum().clamp(min=1)
 
 # %% ../../nbs/learn/07_multi_task.ipynb #2b118f7a
-def _metrics(): return [AccumMetric(f, flatten=False) for f in (crystal_accuracy, truncation_error)]
+def answer_metrics()->list:
+    "What the log of a training shows, for fastai."
+    return [AccumMetric(f, flatten=False) for f in (crystal_accuracy, truncation_error)]
 
 # %% ../../nbs/learn/07_multi_task.ipynb #256d39e8
 EASY = dict(defocus_nm={'uniform': [-30, 30]}, Cs_um={'uniform': [-20, 20]}, focal_spread_nm={'uniform': [2, 5]},
@@ -384,5 +387,5 @@ def train_answers(
     out.mkdir(parents=True, exist_ok=True)
     dls = answer_loaders(store, fit, watch, bs, maps)
     learn = train(dls, architecture(maps, spectrum, told), epochs, lr, seed, out/'log.csv', bf16,
-                  out/'state.pt', keep=True, loss=AnswerLoss(), metric=_metrics(), begin=begin)
+                  out/'state.pt', keep=True, loss=AnswerLoss(), metric=answer_metrics(), begin=begin)
     return learn.model

@@ -163,14 +163,14 @@ def _callbacks(log, checkpoint, asked, average, patience):
     return [Average()]*average + [Checkpoint(log, checkpoint, asked)] + [Patience(patience)]*bool(patience)
 
 def _begun(arch, n_classes, begin):  # a new network, with the weights of another one that it is to go on from
-    model = build(arch, n_classes)
+    model = build(arch, n_classes) if isinstance(arch, str) else arch
     if begin is not None: model.load_state_dict(begin.state_dict())
     return model
 
 # %% ../../nbs/learn/01_train.ipynb #b9476ea4
 def train(
     dls:DataLoaders,  # with `vocab`
-    arch:str='cnn6',  # architecture's name
+    arch:str|nn.Module='cnn6',  # architecture's name, or a network that is trained itself
     epochs:int=10,
     lr:float=3e-3,  # peak of the cycle
     seed:int=0,  # of weights and shuffling
@@ -185,7 +185,8 @@ def train(
     begin:nn.Module|None=None,  # a trained network of this architecture, whose training goes on
 )->Learner:
     "A trained `Learner`. Raises `UserError` for a checkpoint of another training."
-    asked = _asked(dls, patience, begin, arch=arch, epochs=epochs, lr=lr, seed=seed)
+    asked = _asked(dls, patience, begin, arch=arch if isinstance(arch, str) else weights_name(arch),
+                   epochs=epochs, lr=lr, seed=seed)
     seed_everything(seed)
     model = _begun(arch, len(dls.vocab), begin).to(dls.train.device, memory_format=torch.channels_last)
     learn = Learner(dls, model, loss_func=loss or CrossEntropyLossFlat(), metrics=metric,
