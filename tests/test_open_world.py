@@ -73,7 +73,7 @@ def test_a_number_that_a_header_does_not_say_has_no_influence():
 
 
 def test_the_spectrum_says_the_same_of_a_turned_image_and_something_else_of_other_planes():
-    net = build('multi_task_spectrum', N).eval()
+    net = build('multi_task_maps_spectrum', N).eval()
     y, x = np.mgrid[:96, :96]
     waves = lambda period, angle: torch.from_numpy(np.cos(2*np.pi*(x*np.cos(angle) + y*np.sin(angle))/period)).float()[None, None]
     noise = .5*torch.randn(1, 1, 96, 96, generator=torch_rng(0))
@@ -83,11 +83,14 @@ def test_the_spectrum_says_the_same_of_a_turned_image_and_something_else_of_othe
     assert turned.norm() < .05*features(crystal).norm() and other.norm() > 5*turned.norm()
 
 
-def test_one_thing_is_changed_at_a_time():
-    assert [multi_task.architecture(*v) for v in ((), (False,), (True, True), (True, False, False))] == \
-        ['multi_task_maps', 'multi_task', 'multi_task_spectrum', 'multi_task_untold']
-    with pytest.raises(UserError, match='one of maps, spectrum and told'):
-        multi_task.architecture(False, True)
+def test_each_choice_has_a_network_of_its_own():
+    from nanoshape.learn.models import ARCHITECTURES, multi_task_name
+    assert [multi_task_name(*v) for v in ((), (False,), (True, True), (True, False, False), (False, True, True, False))] == \
+        ['multi_task_maps', 'multi_task', 'multi_task_maps_spectrum', 'multi_task_maps_no_header', 'multi_task_spectrum_no_image']
+    net, x = build('multi_task_spectrum_no_image', N).eval(), torch.randn(2, 1, 64, 64, generator=torch_rng(0))
+    assert not net.image and net.spectrum and net.pyramid is None and 'multi_task_no_image' not in ARCHITECTURES
+    untold = build('multi_task_maps_no_header', N).eval()
+    assert torch.equal(untold(x, header_numbers(2, 300, 'Au', 1000)), untold(x))
 
 
 @pytest.mark.parametrize('k', range(8))

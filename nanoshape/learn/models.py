@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['DynamicUnet', 'XResNet', 'WIDTHS', 'HEADER', 'ARCHITECTURES', 'cnn', 'resnet', 'Channels', 'outline_net', 'Spectrum',
            'Together', 'spectrum_net', 'unet', 'LocalContrast', 'local_unet', 'Header', 'PolarSpectrum', 'Around',
-           'Pyramid', 'MultiTask', 'Resize', 'build', 'weights_name']
+           'Pyramid', 'MultiTask', 'multi_task_name', 'Resize', 'build', 'weights_name']
 
 # %% ../../nbs/learn/00_models.ipynb #b969f8eb
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from itertools import product
 from pathlib import Path
 import hashlib, sys
 
@@ -265,6 +266,7 @@ class MultiTask(nn.Module):
         maps:bool=False,
         spectrum:bool=False,  # beside the image, in rings and angles
         told:bool=True,  # it hears what the header says
+        image:bool=True,  # its answers use the image itself
         widen:float=.5,  # 1: the channel numbers of ResNet-18
         groups:int=6,  # of training images, for `centres`
     ):
@@ -272,7 +274,7 @@ class MultiTask(nn.Module):
         body = XResNet(ResBlock, 1, [2, 2, 2, 2], c_in=6, widen=widen, stem_szs=(32, 32, 64))
         layers, widths = list(body.children()), [int(w*widen) for w in (64, 128, 256, 512)]
         self.stem, self.stages = nn.Sequential(Channels(pixels=True), *layers[:4]), nn.ModuleList(layers[4:8])
-        self.header, self.pyramid, self.told = Header(32), Pyramid(widths) if maps else None, told
+        self.header, self.pyramid, self.told, self.image = Header(32), Pyramid(widths) if maps else None, told, image
         self.spectrum = nn.Sequential(polar := PolarSpectrum(), Around(2*polar.rings)) if spectrum else None
         self.image_features = widths[-1]
         width = widths[-1] + (self.spectrum[-1].width if spectrum else 0)
@@ -286,6 +288,7 @@ class MultiTask(nn.Module):
 def from_features(self:MultiTask, seen, rings=None, header=None):
     """Scores, and all features that the header has no part in, from those of the image (n, 512·widen) and its `PolarSpectrum`, where the
     network has one."""
+    seen = seen if self.image else torch.zeros_like(seen)
     features = torch.cat([seen, self.spectrum[1](rings).to(seen)], 1) if self.spectrum else seen
     if header is None or not self.told: header = features.new_full((len(seen), len(HEADER)), torch.nan)
     return self.head(torch.cat([features, self.header(header.to(features))], 1)), features
@@ -298,14 +301,22 @@ def both(self:MultiTask, x, header=None):
     scores, features = self.from_features(of[-1].mean((-2, -1)), self.spectrum and self.spectrum[0](x), header)
     return torch.cat([scores, self.pyramid(of[1:]).flatten(1)], 1) if self.pyramid else scores, features
 
+# %% ../../nbs/learn/00_models.ipynb #c5773c8c
+def multi_task_name(
+    maps:bool=True, spectrum:bool=False, told:bool=True, image:bool=True,  # as in `MultiTask`
+)->str:
+    "Name of a network of several answers."
+    parts = dict(maps=maps, spectrum=spectrum, no_header=not told, no_image=not image)
+    return '_'.join(['multi_task', *(k for k, v in parts.items() if v)])
+
+_CHOICES = [dict(maps=m, spectrum=s, told=t, image=i) for m, s, t, i in product((False, True), repeat=4) if s or i]
+
 # %% ../../nbs/learn/00_models.ipynb #d8d79c27
 ARCHITECTURES = {**{f'cnn{b}': partial(cnn, b) for b in (4, 5, 6)},
                  **{f'resnet{d}': partial(resnet, d) for d in (18, 34, 101)},
                  'outline': outline_net, 'fringes': partial(outline_net, pixels=True), 'unet': unet, 'local_unet': local_unet,
                  'spectrum': spectrum_net, 'both': partial(spectrum_net, image=True),
-                 'multi_task': MultiTask, 'multi_task_maps': partial(MultiTask, maps=True),
-                 'multi_task_spectrum': partial(MultiTask, maps=True, spectrum=True),
-                 'multi_task_untold': partial(MultiTask, maps=True, told=False)}
+                 **{multi_task_name(**v): partial(MultiTask, **v) for v in _CHOICES}}
 
 # %% ../../nbs/learn/00_models.ipynb #002e1cde
 class Resize(nn.Module):

@@ -7,8 +7,7 @@ __all__ = ['OUTLINES', 'ANSWERS', 'FINE', 'SILENT', 'SQUARE', 'BEAM_WIDTH', 'WEI
            'directed', 'unit', 'beam_numbers', 'signed_root', 'field_width', 'truths', 'headers', 'partly_silent',
            'coarse_maps', 'coarser', 'saved', 'goals', 'AnswerLoader', 'frozen_answers', 'answer_loaders', 'angles_to',
            'soft_goal', 'answer_loss', 'map_loss', 'AnswerLoss', 'probabilities_of', 'mean_and_spread',
-           'mean_direction', 'quantile', 'crystal_accuracy', 'truncation_error', 'answer_metrics', 'architecture',
-           'train_answers']
+           'mean_direction', 'quantile', 'crystal_accuracy', 'truncation_error', 'answer_metrics', 'train_answers']
 
 # %% ../../nbs/learn/07_multi_task.ipynb #a1960e42
 from pathlib import Path
@@ -29,7 +28,7 @@ from ..datasets.store import Store
 from ..datasets.batches import (WaveLoader, _about, check_split, fresh_images, frozen_set, moved, network_input,
                                         pairs)
 from ..datasets.thickness_fields import as_jpeg
-from .models import Resize
+from .models import Resize, multi_task_name
 from .train import train
 
 # %% ../../nbs/learn/07_multi_task.ipynb #50e9b592
@@ -363,13 +362,6 @@ EASY = dict(defocus_nm={'uniform': [-30, 30]}, Cs_um={'uniform': [-20, 20]}, foc
             dose={'loguniform': [2000, 20000]})  # conditions to begin with, `store.imaged(**EASY)`
 
 # %% ../../nbs/learn/07_multi_task.ipynb #f6ad214c
-def architecture(maps:bool=True, spectrum:bool=False, told:bool=True)->str:
-    "Name of the network. Raises `UserError` where more than one thing is unlike `multi_task_maps`."
-    names = {(True, False, True): 'multi_task_maps', (False, False, True): 'multi_task', (True, True, True): 'multi_task_spectrum',
-             (True, False, False): 'multi_task_untold'}
-    if (asked := (maps, spectrum, told)) in names: return names[asked]
-    raise UserError('change one of maps, spectrum and told at a time: there are no other networks')
-
 def train_answers(
     store:Store,  # of forms
     fit, watch,  # sample numbers: for training, to watch it by
@@ -377,7 +369,7 @@ def train_answers(
     steps:int=1500,  # batches, about
     lr:float=4e-3, seed:int=0, bs:int=32,  # as in `train`; images in a batch
     maps:bool=True,  # outline and thickness among the goals
-    spectrum:bool=False, told:bool=True,  # the network sees the power spectrum, too; hears what headers say
+    spectrum:bool=False, told:bool=True, image:bool=True,  # as in `MultiTask`
     bf16:bool|None=None,  # as in `train`
     begin:nn.Module|None=None,  # a trained network whose training goes on
 )->nn.Module:
@@ -386,6 +378,6 @@ def train_answers(
     out, epochs = Path(out), max(1, round(steps*bs/len(fit)))
     out.mkdir(parents=True, exist_ok=True)
     dls = answer_loaders(store, fit, watch, bs, maps)
-    learn = train(dls, architecture(maps, spectrum, told), epochs, lr, seed, out/'log.csv', bf16,
+    learn = train(dls, multi_task_name(maps, spectrum, told, image), epochs, lr, seed, out/'log.csv', bf16,
                   out/'state.pt', keep=True, loss=AnswerLoss(), metric=answer_metrics(), begin=begin)
     return learn.model

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TILE', 'TILE_PIXEL_NM', 'TILE_NOTE', 'SIMULATED_NOTE', 'waves', 'feret_range_nm', 'fringe_floor', 'noise_ceiling',
-           'image_logits', 'check_seeds_differ', 'train_and_test', 'recipe_keys', 'subset', 'trained', 'tested',
-           'predictions', 'write_scores', 'detector', 'size_detector', 'detections', 'simulated_micrograph',
+           'planes_show', 'image_logits', 'check_seeds_differ', 'train_and_test', 'recipe_keys', 'subset', 'trained',
+           'tested', 'predictions', 'write_scores', 'detector', 'size_detector', 'detections', 'simulated_micrograph',
            'sample_micrograph']
 
 # %% ../../nbs/studies/00_experiments.ipynb #5382d5a0
@@ -28,6 +28,7 @@ from ..datasets.samples import conditions, recipe_waves
 from ..datasets.store import Store, simulate
 from ..datasets.batches import class_index, dataloaders, frozen_inputs, frozen_set, pairs, split_by_structure
 from ..learn.train import train as fit_model, training_log
+from ..learn.multi_task import frozen_answers
 from ..learn.evaluate import confidence_threshold, fit_temperature, logits, score
 from ..learn.network import LICENCE, Card, Network
 from ..learn.particle_masks import CHANNELS, WIDTH, field_loaders, thickness_loaders, mask_loss, pixel_iou
@@ -83,6 +84,19 @@ def noise_ceiling(
     """White noise, of electrons and film, of which all but one in a hundred of the frozen images have less
     (`noise_share`)."""
     return float(np.quantile(noise_share(frozen_set(store, pairs(idx, 1))), .99)) if len(idx) >= 10 else 1.
+
+# %% ../../nbs/studies/00_experiments.ipynb #20bc139e
+def planes_show(
+    store:Store,  # of forms
+    items,  # (n, 2): sample, image
+)->np.ndarray:  # bool (n,)
+    "Whether a plane of the particle's metal stands out of each image that a network sees, inside the true outline."
+    shown, outlines = [], store.maps(np.asarray(items)[:, 0]) > 0
+    for item, outline in zip(items, outlines):
+        t = store.labels.iloc[item[0]]
+        m = Micrograph(frozen_answers(store, [item])[0][0, 0].numpy(), t.sampling, str(item[0]))
+        shown.append(measure_lattice(m, outline.astype(int), t.element).fringe_snr.item() > 0)
+    return np.array(shown)
 
 # %% ../../nbs/studies/00_experiments.ipynb #7684c32c
 def image_logits(
