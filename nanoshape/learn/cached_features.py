@@ -72,14 +72,15 @@ def frozen_features(module:MultiTask, store:Store, items)->dict[str,torch.Tensor
 def turned(rings:torch.Tensor, generator:torch.Generator)->torch.Tensor:  # (n, rings, angles)
     "Each image's rings turned by a random angle, half of them mirrored."
     n, angles = len(rings), rings.shape[-1]
-    first, mirror = torch.randint(angles, (n, 1), generator=generator), torch.randint(2, (n, 1), generator=generator)*2 - 1
+    draw = lambda most: torch.randint(most, (n, 1), generator=generator)
+    first, mirror = draw(angles), 2*draw(2) - 1
     at = (first + mirror*torch.arange(angles)) % angles
     return rings.gather(2, at[:, None].expand(-1, rings.shape[1], -1))
 
 # %% ../../nbs/learn/09_cached_features.ipynb #db9f5b95
 class FeatureLoader(DataLoader):
     "fastai `DataLoader` over features: batches are those of `FEATURES`, with rings turned at random."
-    def __init__(self, parts, bs=256, **kwargs):
+    def __init__(self, parts, bs=64, **kwargs):
         super().__init__(list(range(len(parts['seen']))), bs=bs, **kwargs)
         self.parts, self.draws, self.seed = parts, 0, 0
     def before_iter(self): next_epoch(self)
@@ -102,12 +103,14 @@ def train_on_features(
     module:MultiTask,  # its head, header and spectrum are changed
     parts:dict, watch:dict,  # features for training, and to watch it by
     out:str|Path,  # folder of the run, for the log and the checkpoint
-    epochs:int=10, lr:float=2e-3, seed:int=0, bs:int=256,
+    epochs:int=5, lr:float=3e-3, seed:int=0, bs:int=64,
 )->MultiTask:
     "The network, its last layers trained; an interrupted training goes on after the last finished epoch."
     fixed = list(zip(*(watch[k] for k in FEATURES)))
-    dls = DataLoaders(FeatureLoader(parts, bs, shuffle=True, drop_last=len(parts['seen']) > bs), DataLoader(fixed, bs=bs))
+    fresh = FeatureLoader(parts, bs, shuffle=True, drop_last=len(parts['seen']) > bs)
+    dls = DataLoaders(fresh, DataLoader(fixed, bs=bs))
     dls.vocab, dls.n_inp, out = output_names(), 3, Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    train(dls, FromFeatures(module), epochs, lr, seed, out/'log.csv', False, out/'state.pt', True, loss=AnswerLoss(), metric=answer_metrics())
+    train(dls, FromFeatures(module), epochs, lr, seed, out/'log.csv', False, out/'state.pt', True,
+          loss=AnswerLoss(), metric=answer_metrics())
     return module

@@ -286,13 +286,14 @@ class MultiTask(nn.Module):
 # %% ../../nbs/learn/00_models.ipynb #e2634e62
 @patch
 def from_features(self:MultiTask, seen, rings=None, header=None):
-    """Scores, and all features that the header has no part in, from those of the image (n, 512·widen) and its `PolarSpectrum`, where the
-    network has one."""
+    """Scores, and all features that the header has no part in, from those of the image (n, 512·widen) and its
+    `PolarSpectrum`, where the network has one."""
     seen = seen if self.image else torch.zeros_like(seen)
     features = torch.cat([seen, self.spectrum[1](rings).to(seen)], 1) if self.spectrum else seen
     if header is None or not self.told: header = features.new_full((len(seen), len(HEADER)), torch.nan)
     return self.head(torch.cat([features, self.header(header.to(features))], 1)), features
 
+# %% ../../nbs/learn/00_models.ipynb #0ab16024
 @patch
 def both(self:MultiTask, x, header=None):
     "Scores, and the image's features (n, 512·widen; more with a spectrum), which the header has no part in."
@@ -309,6 +310,7 @@ def multi_task_name(
     parts = dict(maps=maps, spectrum=spectrum, no_header=not told, no_image=not image)
     return '_'.join(['multi_task', *(k for k, v in parts.items() if v)])
 
+# %% ../../nbs/learn/00_models.ipynb #f47cb37c
 _CHOICES = [dict(maps=m, spectrum=s, told=t, image=i) for m, s, t, i in product((False, True), repeat=4) if s or i]
 
 # %% ../../nbs/learn/00_models.ipynb #d8d79c27

@@ -1,0 +1,66 @@
+"""What the network of several answers says of the crystallinity study's particles: amorphous, one crystal, or several.
+
+    python benchmarks/open_world_poly.py [--model data/models/open_world.safetensors] [--structures 200] [--out data/results/open_world_poly.csv]
+
+The study's set Poly (Gumbiowski et al. 2024) as this project simulates it: single crystals and amorphous particles on carbon and on silicon, and
+polycrystals; so many new structures of each recipe, with a seed that nothing was trained on. Each image is taken as a micrograph of gold at
+300 kV with its particle's true outline, as `nanoshape analyse --model` does. Twinned crystals, decahedra and icosahedra count as polycrystalline;
+*none of these* is wrong for all three."""
+import argparse
+
+import pandas as pd
+
+from nanoshape.core import project_root, provenance
+from nanoshape.datasets.batches import frozen_set, pairs
+from nanoshape.datasets.recipes import load_recipe
+from nanoshape.learn.evaluate import UNKNOWN, cluster_interval
+from nanoshape.learn.network import Network
+from nanoshape.micrographs.kinds import classify_kinds
+from nanoshape.micrographs.reading import Micrograph
+from nanoshape.studies.experiments import waves
+
+PARTS, SEED = ('carbon', 'silicon', 'poly'), 990
+MEANS = {'amorphous': 'amorphous', 'one crystal': 'monocrystalline', **dict.fromkeys(
+    ('twinned or several crystals', 'decahedron', 'icosahedron'), 'polycrystalline'), 'none of these': UNKNOWN}
+
+
+def said(store, network):
+    """A row per image: what is true, the likeliest class, the sum of its probabilities, and whether it is withheld."""
+    rows, outlines = [], store.maps(range(len(store))) > 0
+    for k, (image, outline) in enumerate(zip(frozen_set(store, pairs(range(len(store)), 1)), outlines)):
+        m = Micrograph(image.numpy(), store.sampling, str(k), voltage=3e5)
+        t = classify_kinds(m, outline.astype(int), network, 'Au').iloc[0]
+        p = pd.Series({c: sum(t[f'p_{k.replace(" ", "_")}'] for k, v in MEANS.items() if v == c) for c in dict.fromkeys(MEANS.values())})
+        rows.append(dict(true=store.labels['class'].iloc[k], best=p.idxmax(), p_amorphous=p.amorphous, withheld=t.kind_withheld,
+                         structure=f'{store.recipe.name} {store.labels.structure.iloc[k]}', planes=t.fringe_snr > 0, reason=t.reason))
+    return pd.DataFrame(rows)
+
+
+def scores(t):
+    """Three classes and two, of all images and of those that get an answer."""
+    right, two = (t.best == t.true).to_numpy(), ((t.p_amorphous > .5) == (t.true == 'amorphous')).to_numpy()
+    given = ~t.withheld.to_numpy(bool)
+    of = lambda name, v: {name: v.mean(), **dict(zip((f'{name}_low', f'{name}_high'), cluster_interval(v, t.structure)))}
+    return dict(n=len(t), **of('three', right), **of('two', two), answered=given.mean(), right_answered=right[given].mean() if given.any() else None,
+                wrong_answered=(given & ~right).mean())
+
+
+def main():
+    p, root = argparse.ArgumentParser(description=__doc__.splitlines()[0]), project_root()
+    p.add_argument('--model', default=root/'data/models/open_world.safetensors')
+    p.add_argument('--structures', type=int, default=200)
+    p.add_argument('--out', default=root/'data/results/open_world_poly.csv')
+    a = p.parse_args()
+    network = Network.load(a.model)
+    stores = [waves(load_recipe(root/f'data/recipes/crystallinity_{k}.yaml', structures=a.structures, seed=SEED + n), 1) for n, k in enumerate(PARTS)]
+    t = pd.concat([said(s, network) for s in stores], ignore_index=True)
+    groups = {'all': t, 'planes visible': t[t.planes], **dict(tuple(t.groupby('true')))}
+    out = pd.DataFrame([dict(images=k, **scores(g)) for k, g in groups.items()])
+    out = out.assign(structures=a.structures, seed=SEED, model=network.fingerprint, commit=provenance()['commit'])
+    out.round(4).to_csv(a.out, index=False)
+    print(out.round(3).to_string(index=False))
+    print(pd.crosstab(t.true, t.best), t.reason.value_counts(), sep='\n')
+
+
+if __name__ == '__main__':
+    main()
