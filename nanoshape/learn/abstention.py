@@ -6,7 +6,8 @@
 __all__ = ['FOCUS_EDGES', 'DOSE_EDGES', 'CONDITION_NAMES', 'MISS', 'FAR', 'MARKS', 'ROUND', 'CONVEX', 'REASONS', 'readings',
            'places', 'fit_temperatures', 'fit_centres', 'distance', 'condition_of', 'number_columns', 'all_answers',
            'fit_thresholds', 'calibrated', 'named_marks', 'truncation_words', 'shape_words', 'header_numbers',
-           'with_decision', 'answers', 'answer_table', 'number_scores', 'answer_scores', 'by_condition']
+           'crystallinity_of', 'with_decision', 'answers', 'answer_table', 'number_scores', 'answer_scores',
+           'by_condition']
 
 # %% ../../nbs/learn/08_abstention.ipynb #625b974b
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from ..simulate.structures import lattice_constant
 from ..datasets.samples import conditions
 from ..datasets.store import Store
 from ..datasets.batches import dihedral, network_input, pairs
-from .evaluate import (UNKNOWN, calibration_error, cluster_interval, conformal_threshold, fit_temperature,
+from .evaluate import (CRYSTALLINE, UNKNOWN, calibration_error, cluster_interval, conformal_threshold, fit_temperature,
                                       reliability, wilson)
 from .models import HEADER, MultiTask
 from .multi_task import (ANSWERS, FINE, angles_to, directed, frozen_answers, mean_and_spread, mean_direction,
@@ -241,18 +242,31 @@ def _set_words(sets, names): return [', '.join(np.array(names)[s]) for s in sets
 
 REASONS = 'unlike the images trained on', 'several kinds of crystal are possible', 'no kind of crystal fits'
 
+# %% ../../nbs/learn/08_abstention.ipynb #4cf62ce3
+_CLASS = {CRYSTALS[0]: 'amorphous', CRYSTALS[1]: 'monocrystalline', **dict.fromkeys(CRYSTALS[2:5], 'polycrystalline')}
+
+def crystallinity_of(
+    names:list,  # of the kinds of crystal that are left
+)->str:
+    "`amorphous`, `monocrystalline` or `polycrystalline` if all of them are, `crystalline` if none is amorphous, else `undetermined`."
+    left = {_CLASS.get(n, UNKNOWN) for n in names}
+    if len(left) == 1: return left.pop()
+    return CRYSTALLINE if left and not left & {'amorphous', UNKNOWN} else UNKNOWN
+
 # %% ../../nbs/learn/08_abstention.ipynb #d10a3749
 def with_decision(
     table:pd.DataFrame,  # from `all_answers`
     other:dict,  # of the card
 )->pd.DataFrame:
-    "The table with `best`, `crystal`, `reason`, `confidence` and the `names` that are left."
+    "The table with `best`, `crystal`, `reason`, `confidence`, the `names` that are left, and the `crystallinity` that follows."
     names, sets = other['answers']['crystal'], _sets(table, other)
     p, far = table[_crystal_columns(other['answers'])].to_numpy(), (table.distance > other['distance_max']).to_numpy()
     best, left = np.array(names)[p.argmax(1)], sets.sum(1)
     reason = np.select([far, left > 1, left == 0], REASONS, '')
+    crystallinity = [crystallinity_of(np.array(names)[s]) for s in sets]
     return table.assign(best=best, crystal=np.where(reason == '', best, UNKNOWN), reason=reason, confidence=p.max(1),
-                        names=_set_words(sets, names), conditions=np.array(CONDITION_NAMES)[table.condition])
+                        names=_set_words(sets, names), crystallinity=np.where(far, UNKNOWN, crystallinity),
+                        conditions=np.array(CONDITION_NAMES)[table.condition])
 
 # %% ../../nbs/learn/08_abstention.ipynb #9ec29175
 def _said(network, x, header):  # everything that it says of network inputs, and what it decides
@@ -355,12 +369,19 @@ def _names_scores(t):  # how many names are left, and whether the true one is am
     return dict(names_left=float(np.mean([len(s) for s in left])),
                 crystal_held=float(np.mean([c in s for c, s in zip(t.true_crystal, left)])))
 
+def _crystallinity_scores(t):  # how often it is told, and told wrong: `crystalline` is right of all that is not amorphous
+    true, told = t.true_crystal.map(lambda c: _CLASS.get(c, UNKNOWN)), t.crystallinity != UNKNOWN
+    right = (t.crystallinity == true) | ((t.crystallinity == CRYSTALLINE) & ~true.isin(['amorphous', UNKNOWN]))
+    return dict(crystallinity_told=float(told.mean()), crystallinity_wrong=float((told & ~right).mean()))
+
+# %% ../../nbs/learn/08_abstention.ipynb #877a61fd
 def answer_scores(
     table:pd.DataFrame,  # from `answer_table`
 )->dict:  # plain values, for JSON
     """Of the likeliest crystals: `accuracy` and its interval, calibration error. With abstention: `answered`,
     `accuracy_answered`, `wrong_answered` (of all images) and its interval, the shares unlike training and with a name
-    of a shape; how many crystals are not ruled out, and how often the true one is among them."""
+    of a shape; how many crystals are not ruled out, and how often the true one is among them; how often
+    the crystallinity is told, and told wrong, of all images."""
     right, given = (table.best == table.true_crystal).to_numpy(), (table.crystal != UNKNOWN).to_numpy()
     low, high = cluster_interval(right, table.structure)
     wrong = cluster_interval(given & ~right, table.structure)
@@ -371,7 +392,8 @@ def answer_scores(
                 wrong_answered=float((given & ~right).mean()), wrong_answered_low=wrong[0],
                 wrong_answered_high=wrong[1],
                 unlike_training=float((table.reason == REASONS[0]).mean()),
-                shape_named=float((table['shape'] != '').mean()), **_names_scores(table), **number_scores(table))
+                shape_named=float((table['shape'] != '').mean()), **_names_scores(table), **_crystallinity_scores(table),
+                **number_scores(table))
 
 # %% ../../nbs/learn/08_abstention.ipynb #20028659
 def by_condition(

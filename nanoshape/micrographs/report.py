@@ -29,6 +29,7 @@ from .detection import Detector, looks_negative
 from ..learn.evaluate import score_text
 from ..figures import (PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curves, rim, show_image,
                                show_images, use_style)
+from ..datasets.recipes import CRYSTALLINITY
 from .particles import (CRYSTALLINE, MANY, ONE_SIDED, UNKNOWN, assumed_element, classify,
                                              crystallinity, one_sided, particle_fields, sizes_only, without_withheld)
 from .kinds import answer_names, classify_kinds, field_sampling, question, question_of
@@ -326,8 +327,8 @@ def _overlay_picture(m, labels, table, card):
                 text=f'Outline colour: {question(card)}; white: undetermined. Numbers are rows of the table.')
 
 # %% ../../nbs/micrographs/05_report.ipynb #a2f96b1c
-def _crystal_picture(m, labels, table, card):
-    fig = overlay(m, labels, table, [*card.classes, CRYSTALLINE], answer='crystallinity').figure
+def _crystal_picture(m, labels, table):
+    fig = overlay(m, labels, table, [*CRYSTALLINITY, CRYSTALLINE], answer='crystallinity').figure
     return dict(src=picture(fig), title='How crystalline', alt='micrograph with particles outlined by crystallinity',
                 text='Outline colour: crystallinity; white: undetermined. An answer needs fringes in the particle\'s '
                      'own power spectrum; what shows none may be amorphous, or a crystal tilted off its axes, and '
@@ -352,9 +353,9 @@ def _gallery_picture(m, labels, table, card):
                 f'with its {question(card)} and the probability, or undetermined.')
 
 # %% ../../nbs/micrographs/05_report.ipynb #fdf21d55
-def _particle_pictures(m, labels, table, network, crystals):  # for `html_page`, the overlay first
+def _particle_pictures(m, labels, table, network):  # for `html_page`, the overlay first
     pictures = [_overlay_picture(m, labels, table, network.card)]
-    if 'crystallinity' in table and len(table): pictures.append(_crystal_picture(m, labels, table, crystals.card))
+    if 'crystallinity' in table and len(table): pictures.append(_crystal_picture(m, labels, table))
     if len(table): pictures.append(_gallery_picture(m, labels, table, network.card))
     return pictures
 
@@ -467,7 +468,7 @@ def write_report(
     m, labels, table = _analysed(m, network, detector, element, crystals)
     table, added, files = more(m, labels, table) if more else (table, [], {})
     record = _run_record(m, network, detector, crystals, element, params)
-    pictures, tests = _particle_pictures(m, labels, table, network, crystals), network_pictures(network.card)
+    pictures, tests = _particle_pictures(m, labels, table, network), network_pictures(network.card)
     labels, table = in_file_pixels(m, labels, table)
     said = _page_notes(m, table, network.card, detector, element, notes)
     page = _report_page(m, table, network.card, pictures + added + tests, said, record)
