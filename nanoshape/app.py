@@ -30,7 +30,7 @@ from .simulate.multislice import exit_waves
 from .simulate.microscope import Microscope, intensity
 from .datasets.recipes import load_recipe
 from .datasets.batches import dihedral
-from .learn.defaults import default_crystallinity_network, default_height_network, default_shape_network
+from .learn.defaults import default_height_network, default_networks
 from .micrographs.reading import PICTURES, READERS, frame_count, header_sampling, printable_name, read
 from .micrographs.detection import Drawn, default_detector
 from .micrographs.kinds import answer_names, field_sampling, question
@@ -341,9 +341,9 @@ def _analyse(self:Page, get, pixels, detector=None):  # `get`: micrograph and no
 @patch
 def analyse(self:Page, m, notes=(), detector=None):
     "Find, measure and classify the particles of a micrograph."
-    self.notes, self.network, self.out = notes, default_shape_network(), Path(self.folder.name)/'report'
+    self.notes, self.out, (self.network, crystals) = notes, Path(self.folder.name)/'report', default_networks()
     table = write_report(m, self.network, self.out, notes, detector or default_detector(),
-                         element=self.fields['element'].value, crystals=default_crystallinity_network(), image=m.name)
+                         element=self.fields['element'].value, crystals=crystals, image=m.name)
     labels = tifffile.imread(self.out/label_file(m.name)).astype(int)
     self.m, (self.labels, self.table) = m, in_square_pixels(m, labels, table)
 
@@ -539,8 +539,9 @@ def _all(self:Page):
     out, given = Path(tempfile.mkdtemp(dir=self.folder.name)), Path(self.folder.name)/'given'
     def action(tell):
         options = {k: v for k, v in self._said().items() if v}
-        t, self.failed = survey(given, default_shape_network(), out, detector=default_detector(),
-                                element=self.fields['element'].value, crystals=default_crystallinity_network(), **options)
+        network, crystals = default_networks()
+        t, self.failed = survey(given, network, out, detector=default_detector(), crystals=crystals,
+                                element=self.fields['element'].value, **options)
         self.words = f'{counted(len(t), "particle")} in {counted(t.file.nunique() if len(t) else 0, "image")}.'
     def after():
         self._report(out, ' '.join([self.words, *(f'{name} left out: {why}.' for name, why in self.failed.items())]))

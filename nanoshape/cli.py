@@ -58,10 +58,10 @@ def _detector(a):  # what finds particles
     if a.labels: return Drawn(a.labels)
     return default_detector(a.detector, SURE if a.least_score is None else a.least_score)
 
-def _helpers(a):  # that, and what tells how crystalline they are
-    from nanoshape.learn.defaults import default_crystallinity_network
-    return dict(detector=_detector(a),
-                crystals=default_crystallinity_network(a.crystallinity))
+def _helpers(a):  # that, and what tells what they are
+    from nanoshape.learn.defaults import default_networks
+    network, crystals = default_networks(getattr(a, 'model', None), a.crystallinity)  # the demo has no --model
+    return dict(network=network, detector=_detector(a), crystals=crystals)
 
 # %% ../nbs/02_cli.ipynb #b6335d88
 def analyse(a):
@@ -97,12 +97,10 @@ def _fits(a, element):  # what `write_report` is to add
 
 # %% ../nbs/02_cli.ipynb #dc672ae9
 def _analyse_one(a, out):
-    from nanoshape.learn.defaults import default_shape_network
     from nanoshape.micrographs.report import label_file, summarise, write_report
     m = _read(a, scanned=True)
     source, element = str(Path(a.image).resolve()), _element(a)
-    table = write_report(m, default_shape_network(a.model), out, **_helpers(a), element=element, image=source,
-                         more=_fits(a, element))
+    table = write_report(m, out=out, **_helpers(a), element=element, image=source, more=_fits(a, element))
     print(summarise(m, table))
     if a.fit: print(f'Fitted: {(table.shape_by == "fitted").sum()} of {(table.fit_explained.notna() | (table.fit_why != "")).sum()}.')
     print(f'Results: {out}/report.html (and particles.csv, {label_file(m.name)}, overlay.png)')
@@ -120,9 +118,8 @@ def _calibrated(a):  # nm per pixel
 # %% ../nbs/02_cli.ipynb #7c99561b
 def _analyse_folder(a, out):
     from nanoshape.micrographs.survey import summarise_folder, survey
-    from nanoshape.learn.defaults import default_shape_network
-    particles, failed = survey(a.image, default_shape_network(a.model), out, **_helpers(a), element=_element(a),
-                               workers=a.workers, recursive=a.recursive, movie=a.movie, **_options(a))
+    particles, failed = survey(a.image, out=out, **_helpers(a), element=_element(a), workers=a.workers,
+                               recursive=a.recursive, movie=a.movie, **_options(a))
     print(summarise_folder(particles, particles.attrs['analysed'], len(failed)))
     print(f'Results: {out}/report.html (and particles.csv, particles.parquet, a folder for each file)')
     for name, why in failed.items(): print(f'nanoshape: {why if name in why else f"{name}: {why}"}', file=sys.stderr)
@@ -247,6 +244,11 @@ def _check_here(a, work):  # the kept network on new particles → its file
     print(f'2/3 {score_text(m)} Chance: {m["chance"]:.1%}.')
     return file
 
+# %% ../nbs/02_cli.ipynb #1f0795d9
+def _for_shapes(a, network):  # as `_helpers`, for a micrograph of what the shape network knows
+    from nanoshape.learn.defaults import default_crystallinity_network
+    return dict(network=network, detector=_detector(a), crystals=default_crystallinity_network(a.crystallinity))
+
 # %% ../nbs/02_cli.ipynb #f2078beb
 def demo(a):
     "The command `demo`: simulate, test (and train, if asked to), then analyse a micrograph."
@@ -254,13 +256,16 @@ def demo(a):
     _check_out(out, a.image)  # every demo replaces the one before
     from nanoshape.datasets.recipes import load_recipe
     from nanoshape.micrographs.report import summarise, write_report
+    from nanoshape.studies.experiments import SIMULATED_NOTE
     from nanoshape.learn.defaults import kept_network
     from nanoshape.learn.network import Network
     micrograph, notes = _demo_micrograph(a, load_recipe(own_file('data/recipes/demo.yaml')))
     here = a.train or not kept_network('shapes').is_file()
     network = Network.load(_train_here(a, out.with_name(out.name + '-training'))
                            if here else _check_here(a, out.with_name(out.name + '-waves')))
-    table = write_report(micrograph, network, out, notes, **_helpers(a), image=str(a.image or micrograph.name))
+    simulated = any(n.startswith(SIMULATED_NOTE) for n in notes)
+    how = _for_shapes(a, network) if simulated else _helpers(a)
+    table = write_report(micrograph, out=out, notes=notes, **how, image=str(a.image or micrograph.name))
     print(f'3/3 {summarise(micrograph, table)}')
     print(f'Done in {(time.time() - start)/60:.1f} minutes. Results: {out}/report.html '
           '(and overlay.png, particles.csv, confusion.png, curves.png)')

@@ -57,8 +57,7 @@ def tiff(image, nm):
 def quick(monkeypatch, grey):
     """Networks that know two shapes, particles found by darkness, and a micrograph of discs."""
     shapes = stand_in(Sure(), classes=['cube', 'octahedron'], threshold=.7, feret_range_nm=[1, 4.5])
-    monkeypatch.setattr(app, 'default_shape_network', lambda: shapes)
-    monkeypatch.setattr(app, 'default_crystallinity_network', lambda: None)
+    monkeypatch.setattr(app, 'default_networks', lambda: (shapes, None))
     monkeypatch.setattr(app, 'default_detector', Detector)
     return grey
 

@@ -203,10 +203,11 @@ def test_analyse_and_the_page_take_it(sure, tmp_path, monkeypatch, capsys):
     ask = ['analyse', str(tmp_path/'disc.tif'), '--pixel-size', '.05', '--model', str(tmp_path/'sure.safetensors'), '--element', 'Pt', '--kv', '200']
     assert main([*ask, '--cs', '1.2', '--out', str(tmp_path/'out')]) == 0
     t = pd.read_csv(tmp_path/'out/particles.csv')
-    assert 'Kinds determined' in capsys.readouterr().out and 'one crystal' in set(t.kind) and 'crystallinity' not in t
+    assert 'Kinds determined' in capsys.readouterr().out and 'one crystal' in set(t.kind)
+    assert (t.crystallinity[t.kind == 'one crystal'] == 'monocrystalline').all() and 'Crystallinity' in (tmp_path/'out/report.html').read_text()
 
     from nanoshape import app
-    monkeypatch.setattr(app, 'default_shape_network', lambda: sure)
+    monkeypatch.setattr(app, 'default_networks', lambda: (sure, None))
     page = app.Page()
     page._analyse(lambda: (m, ()), m.image.size)
     page.wait()
