@@ -48,7 +48,7 @@ def sure(trained):
         last.weight.zero_(); last.bias.zero_()
         last.bias[slices()['crystal'].start + answer_names(network.card).index('one crystal')] = 9
         last.bias[slices()['outline'].start] = 9
-    other = network.card.other | dict(thresholds=[.5]*9, distance_max=1e9, temperatures={})
+    other = network.card.other | dict(thresholds=[.5]*9, least_confidence=[.5]*9, distance_max=1e9, temperatures={})
     return network.with_card(other=other, feret_range_nm=(.5, 9))
 
 
@@ -185,7 +185,8 @@ def test_a_report_and_a_folder_by_kinds(sure, tmp_path):
 
 
 @pytest.mark.parametrize('odd', [dict(thresholds=.5), dict(thresholds=['a']), dict(temperatures={'crystal': 0}), dict(temperatures=None),
-                                 dict(distance_max='far'), dict(answers={'crystal': []}), dict(answers={'crystal': ['a', 'b']}), dict(answers=7)])
+                                 dict(distance_max='far'), dict(least_confidence=[2.]), dict(least_confidence=None),
+                                 dict(answers={'crystal': []}), dict(answers={'crystal': ['a', 'b']}), dict(answers=7)])
 def test_odd_cards_of_several_answers_are_refused(trained, tmp_path, odd):
     import json, shutil
     shutil.copy(trained/'model.safetensors', tmp_path/'m.safetensors')

@@ -116,15 +116,17 @@ class _Ranges(_Answers):
 _READ_AGAIN = 'energy_kev', 'defocus_nm', 'dose'  # keys of its recipes that `training` reads
 
 def _several(o):  # whether what a network of several answers needs is there, and makes sense
-    answers, t, least = (o.get(k) for k in ('answers', 'temperatures', 'thresholds'))
+    answers, t, *least = (o.get(k) for k in ('answers', 'temperatures', 'thresholds', 'least_confidence'))
     return (isinstance(answers, dict) and answers and all(isinstance(v, list) and v for v in answers.values()) and _names(answers.get('crystal'))
-            and isinstance(t, dict) and all(map(_temperature, t.values())) and isinstance(least, list) and all(map(_threshold, least))
+            and isinstance(t, dict) and all(map(_temperature, t.values()))
+            and all(isinstance(v, list) and all(map(_threshold, v)) for v in least)
             and _positive(o.get('distance_max')))
 
 def _check_card(card):  # what no value shows by itself
     if card.cut and card.cut > card.gpts: raise UserError(f'cut must not exceed gpts = {card.gpts}, as {card.cut} does')
     if card.several and not _several(card.other):
-        raise UserError('answers, temperatures, thresholds and distance_max do not describe a network of several answers')
+        raise UserError('answers, temperatures, thresholds, least_confidence and distance_max do not describe a network of several '
+                        'answers: train it again')
     if card.several and sum(map(len, card.other['answers'].values())) != len(card.classes):
         raise UserError('its answers are not as many as its classes')
     for r in _whole_recipes(card):

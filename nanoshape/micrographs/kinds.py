@@ -52,7 +52,7 @@ def _reasons(t, m, network, element, said):  # why the kind is withheld, '' if i
 # %% ../../nbs/micrographs/04_kinds.ipynb #0dfe74ba
 NUMBERS = (*(f'{n}{end}' for n in ('roundness', 'truncation', 'size_nm', 'focus_nm') for end in ('', '_low', '_high')),
            'dose', 'beam_h', 'beam_k', 'beam_l', 'beam_spread_deg', 'distance')
-SEVERAL = REASONS[1]  # kinds are possible; what they have in common may still be said
+SEVERAL = REASONS[2]  # kinds are possible; what they have in common may still be said
 _OF_THE_PARTICLE = [n for n in NUMBERS if n.startswith(('roundness', 'truncation', 'beam'))]  # withheld with its kind
 
 # %% ../../nbs/micrographs/04_kinds.ipynb #a284e78f

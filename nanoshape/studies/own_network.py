@@ -16,7 +16,7 @@ from ..datasets.recipes import Recipe, bounds, fingerprint, make_recipe, named_s
 from ..datasets.batches import WaveLoader, pairs, split_by_structure
 from ..learn.abstention import answer_scores, answer_table, calibrated
 from ..learn.evaluate import score_text
-from ..learn.models import build
+from ..learn.models import build, multi_task_name
 from ..learn.multi_task import AnswerLoader, AnswerLoss, EASY, output_names, train_answers
 from ..learn.network import LICENCE, Network
 from ..learn.train import training_log
@@ -47,7 +47,7 @@ def knowledge(recipe:Recipe)->list[str]:
 
 # %% ../../nbs/studies/04_own_network.ipynb #786548dc
 KINDS = 'particles', 'forms'
-ONE, SEVERAL = 'fringes', 'multi_task_maps'  # architectures for one answer, and for several
+ONE, SEVERAL = 'fringes', multi_task_name(spectrum=True)  # architectures for one answer, and for several
 
 def check_kind(recipe:Recipe):
     "Raises `UserError` for a recipe that no such network is trained on."
@@ -97,7 +97,7 @@ def _easy(store):  # the same waves under conditions that show most, or None whe
 
 # %% ../../nbs/studies/04_own_network.ipynb #c4ff84c2
 def _trained(store, fit, valid, out, steps, seed, bs, lr, start):  # the module, and the batches of its two parts
-    how = dict(lr=lr, seed=seed, bs=bs)
+    how = dict(lr=lr, seed=seed, bs=bs, spectrum=True)
     if start is None and (easy := _easy(store)) is not None:
         start = train_answers(easy, fit, valid, out/'easy', steps//2, **how)
         steps = steps - steps//2
