@@ -450,7 +450,7 @@ def _analyse_command(sub):
     s.add_argument('--model', metavar='FILE', help="a model file, …safetensors (default: data/models/, else the "
                                                    "demo's)")
     s.add_argument('--fit', action='store_true',
-                   help='fit models in atoms to the particles that show a lattice, a minute or two for each')
+                   help='fit atomic models to the particles that show a lattice, one to ten minutes for each')
     s.add_argument('--workers', type=_count, metavar='N',
                    help='of a folder: files at a time (default: one for each core)')
     s.add_argument('--recursive', action='store_true', help='of a folder: its subfolders are searched, too')
