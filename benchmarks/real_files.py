@@ -24,6 +24,7 @@ from skimage import measure
 
 sys.path.insert(0, str(Path(__file__).parent))
 from catalysts import DARK_FIELD, SMALLEST, counts, true_boxes
+from real_kinds import ideal
 from nanoshape.cli import main as nanoshape
 from nanoshape.core import project_root, provenance, shared_data
 
@@ -76,7 +77,7 @@ def catalyst(path, folder):
     dark = path.stem in DARK_FIELD
     s = score(boxes(labels), true_boxes(path.with_suffix('.txt'), labels.shape), labels.shape, SMALLEST if dark else 0)
     right = f'{s["true"]} particles, {"brighter" if dark else "darker"} than their surroundings; no shapes'
-    named = int((t['shape'] != 'undetermined').sum())
+    named = int(ideal(t).sum())
     return row | s | dict(right=right, named=named, agrees=record['bright'] == dark and named == 0 and s['f1'] >= (.75 if dark else .85))
 
 
@@ -84,7 +85,7 @@ def tile(path, folder):
     row, t, labels, _ = analysed(path, folder, '--pixel-size', '0.0586')
     mask = measure.label(tifffile_or_png(path.with_name(path.name.replace('image', 'label'))) > 0)
     true = boxes(mask)
-    s, named = score(boxes(labels), true, labels.shape), int((t['shape'] != 'undetermined').sum())
+    s, named = score(boxes(labels), true, labels.shape), int(ideal(t).sum())
     right = f'{s["true"]} round particles, most without fringes: undetermined'
     return row | s | dict(right=right, named=named, agrees=s['f1'] >= .9 and named == 0)
 
@@ -102,7 +103,7 @@ def pixel(path, right_nm, right, folder):
     if row['status']:
         return row | dict(right=said, agrees=right_nm is None and row['status'] == 2 and 'pixel' in row['answer'])
     agrees = right_nm is not None and abs(record['sampling_nm']/right_nm - 1) < .01
-    named = int((t['shape'] != 'undetermined').sum())
+    named = int(ideal(t).sum())
     if path.stem == 'Pt':  # planes of Pt, 0.2265 and 0.1961 nm, within 3 %
         planes = [(p, float(d)) for r in t.itertuples() for p, d in zip(str(r.planes).split(), str(r.spacings_nm).split())]
         right = {'111': .2265, '200': .1961}

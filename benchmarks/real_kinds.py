@@ -70,12 +70,16 @@ def draw(table, fields, path, network, most=60):
     plt.savefig(path, dpi=130)
 
 
+def ideal(t):
+    """Which particles are named as an ideal polyhedron."""
+    return t['shape'].isin(['octahedron', 'truncated octahedron', 'cuboctahedron', 'cube']) | t.kind.isin(['decahedron', 'icosahedron'])
+
+
 def summary(t):
     """Of whole particles: how many are named, and of which the roundness is told."""
     whole = t[~t.border & t.roundness.notna()]
-    ideal = whole['shape'].isin(['octahedron', 'truncated octahedron', 'cuboctahedron', 'cube']) | whole.kind.isin(['decahedron', 'icosahedron'])
     seen = t[t.fringed & ~t.border]
-    return dict(particles=len(whole), named=(whole.kind != 'undetermined').mean(), ideal=ideal.mean(),
+    return dict(particles=len(whole), named=(whole.kind != 'undetermined').mean(), ideal=ideal(whole).mean(),
                 roundness_told=((whole.roundness_high - whole.roundness_low) < TOLD).mean(), median_roundness=whole.roundness.median(),
                 fringed=len(seen), fringed_crystalline=(1 - seen.p_amorphous > .9).sum())
 
