@@ -13,7 +13,7 @@ import pandas as pd
 from nanoshape.core import project_root, provenance
 from nanoshape.datasets.batches import frozen_set, pairs
 from nanoshape.datasets.recipes import load_recipe
-from nanoshape.learn.evaluate import UNKNOWN, cluster_interval
+from nanoshape.learn.evaluate import CRYSTALLINE, UNKNOWN, cluster_interval
 from nanoshape.learn.network import Network
 from nanoshape.micrographs.kinds import classify_kinds
 from nanoshape.micrographs.reading import Micrograph
@@ -25,24 +25,24 @@ MEANS = {'amorphous': 'amorphous', 'one crystal': 'monocrystalline', **dict.from
 
 
 def said(store, network):
-    """A row per image: what is true, the likeliest class, the sum of its probabilities, and whether it is withheld."""
+    """A row per image: what is true, the likeliest class, and what is told."""
     rows, outlines = [], store.maps(range(len(store))) > 0
     for k, (image, outline) in enumerate(zip(frozen_set(store, pairs(range(len(store)), 1)), outlines)):
         m = Micrograph(image.numpy(), store.sampling, str(k), voltage=3e5)
         t = classify_kinds(m, outline.astype(int), network, 'Au').iloc[0]
         p = pd.Series({c: sum(t[f'p_{k.replace(" ", "_")}'] for k, v in MEANS.items() if v == c) for c in dict.fromkeys(MEANS.values())})
-        rows.append(dict(true=store.labels['class'].iloc[k], best=p.idxmax(), p_amorphous=p.amorphous, withheld=t.kind_withheld,
+        rows.append(dict(true=store.labels['class'].iloc[k], best=p.idxmax(), p_amorphous=p.amorphous, told=t.crystallinity,
                          structure=f'{store.recipe.name} {store.labels.structure.iloc[k]}', planes=t.fringe_snr > 0, reason=t.reason))
     return pd.DataFrame(rows)
 
 
 def scores(t):
-    """Three classes and two, of all images and of those that get an answer."""
+    """The likeliest of three classes and of two; how often an answer is told, `crystalline` among them, and how often it is wrong."""
     right, two = (t.best == t.true).to_numpy(), ((t.p_amorphous > .5) == (t.true == 'amorphous')).to_numpy()
-    given = ~t.withheld.to_numpy(bool)
+    given, crystalline = (t.told != UNKNOWN).to_numpy(), ((t.told == CRYSTALLINE) & (t.true != 'amorphous')).to_numpy()
+    wrong = given & ~crystalline & (t.told != t.true).to_numpy()
     of = lambda name, v: {name: v.mean(), **dict(zip((f'{name}_low', f'{name}_high'), cluster_interval(v, t.structure)))}
-    return dict(n=len(t), **of('three', right), **of('two', two), answered=given.mean(), right_answered=right[given].mean() if given.any() else None,
-                wrong_answered=(given & ~right).mean())
+    return dict(n=len(t), **of('three', right), **of('two', two), answered=given.mean(), **of('wrong_answered', wrong))
 
 
 def main():
