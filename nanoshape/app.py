@@ -144,7 +144,7 @@ def droppable()->Javascript:
     return Javascript(DROP)
 
 # %% ../nbs/04_app.ipynb #9c570ba0
-INTRODUCTION = '<p>Particles in micrographs: where, how large, which shape, how crystalline; and models in atoms.</p>'
+INTRODUCTION = '<p>Particles in micrographs: where, how large, what kind of crystal; and atomic models.</p>'
 METALS = {'not known': None} | {m: m for m in ('Au', 'Ag', 'Pt', 'Pd', 'Cu', 'Ni', 'Al')}
 
 def _number(name, tooltip): return w.FloatText(value=0, description=name, tooltip=tooltip, layout=dict(width='13rem'),
@@ -329,7 +329,7 @@ def _sample(self:Page):
 def _analyse(self:Page, get, pixels, detector=None):  # `get`: micrograph and notes
     def action(tell): self.analyse(*get(), detector)
     self.more.children = ()
-    self.say('Finding and measuring particles, telling their shapes …')
+    self.say('Finding and measuring particles, telling what they are …')
     begun, expected = time.monotonic(), _expected(min(pixels, 1e8), self.pace)
     def after():
         self.pace *= np.clip((time.monotonic() - begun)/expected, .3, 3)**.5
@@ -499,7 +499,7 @@ def choose(self:Page, label):
 # %% ../nbs/04_app.ipynb #ed338efc
 @patch
 def _offer_fit(self:Page, row):  # a button, where there is something to fit
-    fit = w.Button(description='Fit a model', tooltip='some minutes: a model in atoms whose simulated image is the recorded one')
+    fit = w.Button(description='Fit a model', tooltip='some minutes: an atomic model whose simulated image is the recorded one')
     fit.disabled = bool(row.border) or not row.spacings_nm
     fit.on_click(lambda _: self._fit(int(row.label), row.element))
     why = 'No model can be fitted: no lattice shows, or the particle is cut off.'

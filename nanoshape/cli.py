@@ -418,7 +418,7 @@ def _finding_options(p):
 def _image_options(p):
     _file_options(p); _finding_options(p)
     p.add_argument('--crystallinity', metavar='FILE',
-                   help='a model file that tells how crystalline particles are, or the word none '
+                   help='beside a network for shapes: a model file that tells how crystalline particles are, or the word none '
                         '(default: data/models/crystallinity.safetensors)')
 
 # %% ../nbs/02_cli.ipynb #5b5845d9
@@ -447,8 +447,8 @@ def _analyse_command(sub):
     s.add_argument('--element', metavar='ELEMENT',
                    help='the fcc metal whose lattice planes are looked for, such as Pt (default: that of --calibrate, '
                         'else that of the network, gold; the report says so)')
-    s.add_argument('--model', metavar='FILE', help="a model file, …safetensors (default: data/models/, else the "
-                                                   "demo's)")
+    s.add_argument('--model', metavar='FILE', help='a model file that tells what particles are (default: '
+                                                   'data/models/open_world.safetensors)')
     s.add_argument('--fit', action='store_true',
                    help='fit atomic models to the particles that show a lattice, one to ten minutes for each')
     s.add_argument('--workers', type=_count, metavar='N',
@@ -520,7 +520,7 @@ def _heights_command(sub):
 
 # %% ../nbs/02_cli.ipynb #64db869d
 def _fit_command(sub):
-    f = sub.add_parser('fit', help='fit a model in atoms to a particle, and say how well its simulated image agrees',
+    f = sub.add_parser('fit', help='fit an atomic model to a particle, and say how well its simulated image agrees',
                        description='Looks for the orientation, form, size and focus whose simulated image is most like '
                                    'the recorded one, for single crystals of fcc metals up to 15 nm; one to ten '
                                    'minutes for a particle. Ctrl-C keeps what is done.')
