@@ -49,7 +49,7 @@ BELONGS_TO = {  # tables and arrays without commits of their own → the table o
     'crystallinity_micrographs_predictions.csv': 'crystallinity_micrographs', 'crystallinity_diffracting.csv': 'crystallinity_limit',
     'convergence_examples.npz': 'convergence', 'detection_sizes_images.csv': 'detection_sizes',
     'heights_examples.npz': 'heights', 'heights_movie.npz': 'heights_movie',
-    'open_world_test_conditions.csv': 'open_world_supports', 'open_world_test_perturbed.csv': 'open_world_supports',
+    'open_world_test_conditions.csv': 'open_world_test', 'open_world_test_perturbed.csv': 'open_world_test',
     'crystallinity_published.csv': None}  # by hand
 
 
