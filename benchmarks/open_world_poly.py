@@ -1,9 +1,10 @@
 """What the network of several answers says of the crystallinity study's particles: amorphous, one crystal, or several.
 
-    python benchmarks/open_world_poly.py [--model data/models/open_world.safetensors] [--structures 200] [--out data/results/open_world_poly.csv]
+    python benchmarks/open_world_poly.py [--model data/models/open_world.safetensors] [--structures 60] [--out data/results/open_world_poly.csv]
 
 The study's set Poly (Gumbiowski et al. 2024) as this project simulates it: single crystals and amorphous particles on carbon and on silicon, and
-polycrystals; so many new structures of each recipe, with a seed that nothing was trained on. Each image is taken as a micrograph of gold at
+polycrystals; so many new structures of each recipe, with a seed that nothing was trained on, in fields of 15 nm instead of 6, which the network
+needs. Each image is taken as a micrograph of gold at
 300 kV with its particle's true outline, as `nanoshape analyse --model` does. Twinned crystals, decahedra and icosahedra count as polycrystalline;
 *none of these* is wrong for all three."""
 import argparse
@@ -20,6 +21,7 @@ from nanoshape.micrographs.reading import Micrograph
 from nanoshape.studies.experiments import waves
 
 PARTS, SEED = ('carbon', 'silicon', 'poly'), 990
+WIDE = dict(box_nm=15, gpts=640, out_gpts=560)  # the recipes' own pixels
 MEANS = {'amorphous': 'amorphous', 'one crystal': 'monocrystalline', **dict.fromkeys(
     ('twinned or several crystals', 'decahedron', 'icosahedron'), 'polycrystalline'), 'none of these': UNKNOWN}
 
@@ -48,11 +50,12 @@ def scores(t):
 def main():
     p, root = argparse.ArgumentParser(description=__doc__.splitlines()[0]), project_root()
     p.add_argument('--model', default=root/'data/models/open_world.safetensors')
-    p.add_argument('--structures', type=int, default=200)
+    p.add_argument('--structures', type=int, default=60)
     p.add_argument('--out', default=root/'data/results/open_world_poly.csv')
     a = p.parse_args()
     network = Network.load(a.model)
-    stores = [waves(load_recipe(root/f'data/recipes/crystallinity_{k}.yaml', structures=a.structures, seed=SEED + n), 1) for n, k in enumerate(PARTS)]
+    stores = [waves(load_recipe(root/f'data/recipes/crystallinity_{k}.yaml', structures=a.structures, seed=SEED + n, **WIDE), 1)
+              for n, k in enumerate(PARTS)]
     t = pd.concat([said(s, network) for s in stores], ignore_index=True)
     groups = {'all': t, 'planes visible': t[t.planes], **dict(tuple(t.groupby('true')))}
     out = pd.DataFrame([dict(images=k, **scores(g)) for k, g in groups.items()])
