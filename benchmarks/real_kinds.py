@@ -18,7 +18,6 @@ import pandas as pd
 
 from nanoshape.core import NM, project_root, provenance, rng, shared_data
 from nanoshape.figures import show_images, use_style
-from nanoshape.learn.abstention import answers
 from nanoshape.learn.network import Network
 from nanoshape.micrographs.detection import default_detector
 from nanoshape.micrographs.kinds import classify_kinds, field_sampling
@@ -48,10 +47,7 @@ def analysed(folder, name, nm, element, network, detector, data):
     t['fringed'] = fringed(name, t)
     if not t.size_nm.notna().all(): return t, [None]*len(t)  # the network was not asked
     at = field_sampling(network.card, element or 'Au')
-    fields = particle_fields(m, labels, t, at, network.card.gpts)
-    round_ = ['roundness', 'roundness_low', 'roundness_high']
-    t[round_] = answers(network, fields, at, element=element)[round_].to_numpy()  # though it is withheld with the kind
-    return t, fields
+    return t, particle_fields(m, labels, t, at, network.card.gpts)
 
 
 def title(r):
@@ -76,7 +72,7 @@ def ideal(t):
 
 
 def summary(t):
-    """Of whole particles: how many are named, and of which the roundness is told."""
+    """Of whole particles of sizes that the training had: how many are named, and of which the roundness is told."""
     whole = t[~t.border & t.roundness.notna()]
     seen = t[t.fringed & ~t.border]
     return dict(particles=len(whole), named=(whole.kind != 'undetermined').mean(), ideal=ideal(whole).mean(),

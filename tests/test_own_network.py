@@ -144,7 +144,9 @@ def test_kinds_are_named_and_withheld_with_a_reason(sure):
     for upper, reason in ((1.06*width, ''), (1.02*width, 'larger than trained on')):
         assert classify_kinds(m, labels, sure.with_card(feret_range_nm=(.5, upper)), 'Pt').reason.item() == reason
     flat = replace(m, image=np.where(labels, 700, 1000 + np.random.default_rng(1).normal(0, 12, labels.shape)).astype(np.float32))
-    assert classify_kinds(flat, labels, sure, 'Pt').reason.item() == 'no plane of the element shows'
+    t = classify_kinds(flat, labels, sure, 'Pt')
+    assert t.reason.item() == 'no plane of the element shows' and t.crystallinity.item() == UNKNOWN
+    assert np.isnan(t.truncation.item()) and np.isfinite(t[['roundness', 'roundness_low', 'roundness_high']].to_numpy(float)).all()
     assert classify_kinds(m, 0*labels, sure, 'Pt').empty
 
 
