@@ -29,6 +29,7 @@ from nanoshape.cli import main as nanoshape
 from nanoshape.core import project_root, provenance, shared_data
 
 REFUSED, SIZES = 'refused', 'sizes only'
+QUADRANTS = {(False, False): 'icosahedron', (False, True): 'cube', (True, False): 'cuboctahedron', (True, True): 'octahedron'}  # lower, right
 FILES = [  # file, pixel size in nm (None: not known), what else is right
     ('real/files/berkeley_n_m.emd', .01225, 'a lattice image in dark field: its columns of atoms are no particles'),
     ('real/files/micrometres_shift_jis.tif', 2.99, 'sizes only'),
@@ -38,7 +39,7 @@ FILES = [  # file, pixel size in nm (None: not known), what else is right
                                                                    'ome_um.ome.tif', 'ij_oblong.tif', 'velox_fft_first.emd')),
     ('inputs/ij_inch96.tif', None, 'not known: asked for'), ('inputs/voxel_unset_1A.mrc', None, 'not known: asked for'),
     ('inputs/Pt.tif', .05, 'planes of Pt with --element Pt'),
-    ('inputs/pt_200kV_cs1.2_66nm.dm3', .05, 'icosahedron, cube, cuboctahedron, octahedron; or withheld')]
+    ('inputs/pt_200kV_cs1.2_66nm.dm3', .05, 'icosahedron, cube, cuboctahedron, octahedron; or withheld')]  # upper left to lower right
 
 
 def run(*args):
@@ -61,6 +62,11 @@ def analysed(path, folder, *more):
     if status: return row, None, None, None
     labels = tifffile.imread(next((out/path.stem).glob('*_labels.tif'))).astype(int)
     return row, pd.read_csv(out/path.stem/'particles.csv'), labels, json.loads((out/path.stem/'run.json').read_text())
+
+
+def named_shapes(t):
+    """The shape that each particle is called, '' for none."""
+    return np.where(t.kind.isin(['decahedron', 'icosahedron']), t.kind, t['shape'].fillna(''))
 
 
 def boxes(labels): return np.array([r.bbox for r in measure.regionprops(labels)], float).reshape(-1, 4)
@@ -108,7 +114,8 @@ def pixel(path, right_nm, right, folder):
         planes = [(p, float(d)) for r in t.itertuples() for p, d in zip(str(r.planes).split(), str(r.spacings_nm).split())]
         right = {'111': .2265, '200': .1961}
         agrees &= {p for p, _ in planes} >= {*right} and all(abs(d/right[p] - 1) < .03 for p, d in planes if p in right)
-    if path.stem.startswith('pt_200kV'): agrees &= named == 0
+    if path.stem.startswith('pt_200kV'):
+        agrees &= all(shape in (QUADRANTS[r.y_px > 240, r.x_px > 240], '') for r, shape in zip(t.itertuples(), named_shapes(t)))
     if path.stem.startswith('berkeley'): agrees &= not (t.equivalent_diameter_nm < .5).any()
     return row | dict(right=said, found=len(t), named=named, agrees=bool(agrees))
 
