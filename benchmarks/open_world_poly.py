@@ -4,9 +4,8 @@
 
 The study's set Poly (Gumbiowski et al. 2024) as this project simulates it: single crystals and amorphous particles on carbon and on silicon, and
 polycrystals; so many new structures of each recipe, with a seed that nothing was trained on, in fields of 15 nm instead of 6, which the network
-needs. Each image is taken as a micrograph of gold at
-300 kV with its particle's true outline, as `nanoshape analyse --model` does. Twinned crystals, decahedra and icosahedra count as polycrystalline;
-*none of these* is wrong for all three."""
+needs. Each image is taken as a micrograph of gold at 300 kV with its particle's true outline. Twinned crystals, decahedra and icosahedra count as
+polycrystalline; *none of these* is wrong for all three."""
 import argparse
 
 import pandas as pd
