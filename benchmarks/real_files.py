@@ -73,7 +73,7 @@ def boxes(labels): return np.array([r.bbox for r in measure.regionprops(labels)]
 
 
 def score(found, true, shape, smallest=0):
-    c = counts(found, true, shape, smallest)
+    c, _ = counts(found, true, shape, smallest)
     f1, size = 2*c['right']/max(1, c['found'] + c['true']), c['size_found']/c['size_true'] if c['size_true'] else np.nan
     return dict(found=c['found'], true=c['true'], f1=round(f1, 3), size=round(size, 3))
 

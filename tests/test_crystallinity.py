@@ -245,6 +245,9 @@ def test_the_command_line_takes_only_a_crystallinity_network(tmp_path, capsys):
     import tifffile
     tifffile.imwrite(tmp_path/'m.tif', np.tile(m.image, (2, 2)))
     command = ['analyse', str(tmp_path/'m.tif'), '--pixel-size', '.06', '--detector', 'darkness', '--out', str(tmp_path/'out')]
+    assert main([*command, '--crystallinity', str(ROOT/'data/models/crystallinity.safetensors')]) == 2  # the default network tells it itself
+    assert 'goes with a network for shapes' in capsys.readouterr().err
+    command += ['--model', str(ROOT/'data/models/shapes.safetensors')]
     assert main([*command, '--crystallinity', str(ROOT/'data/models/shapes.safetensors')]) == 2
     printed = capsys.readouterr().err
     assert 'shapes.json lacks cut: for crystallinity' in printed and 'with --crystallinity' in printed and not (tmp_path/'out').exists()
