@@ -55,6 +55,7 @@ def cached(
     bs:int=64,
 )->dict[str,torch.Tensor]:
     "Features of freshly drawn images, made as far as they are not in `folder` yet."
+    Path(folder).mkdir(parents=True, exist_ok=True)
     loader, parts = AnswerLoader(store, idx, bs, maps=False, shuffle=False, device=torch.device('cpu')), []
     for k in range(passes):
         if not (file := Path(folder)/f'features-{k}.safetensors').is_file():
