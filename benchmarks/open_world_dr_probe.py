@@ -49,12 +49,14 @@ def main():
         labels = disc(positions, len(clean), pixel, AROUND*sampling)
         for dose in DOSES:
             draws = [rng(0, 'noise', f'{C1:g}', dose, k).poisson(clean*dose*pixel**2).astype(np.float32) for k in range(DRAWS)]
-            t = pd.concat([classify_kinds(Micrograph(c, pixel, 'Dr. Probe', voltage=300e3, Cs=10*made['C3_nm']), labels, network, 'Au') for c in draws])
+            seen = [Micrograph(c, pixel, 'Dr. Probe', voltage=300e3, Cs=10*made['C3_nm']) for c in draws]
+            t = pd.concat([classify_kinds(m, labels, network, 'Au') for m in seen])
             held = (t.size_nm_low <= size) & (size <= t.size_nm_high)
+            told, wrong = t.crystallinity != 'undetermined', t.crystallinity.isin(['amorphous', 'polycrystalline'])
             rows.append(dict(C1_nm=C1, dose=dose, n=len(t), likeliest_right=(t.p_one_crystal > .5).mean(), named=(t.kind == 'one crystal').mean(),
-                             named_wrong=(~t.kind.isin(['one crystal', 'undetermined'])).mean(), crystallinity_told=(t.crystallinity != 'undetermined').mean(),
-                             crystallinity_wrong=t.crystallinity.isin(['amorphous', 'polycrystalline']).mean(), size_nm=t.size_nm.mean(),
-                             true_size_nm=size, size_held=held.mean(), focus_nm=t.focus_nm.mean()))
+                             named_wrong=(~t.kind.isin(['one crystal', 'undetermined'])).mean(), crystallinity_told=told.mean(),
+                             crystallinity_wrong=wrong.mean(), size_nm=t.size_nm.mean(), true_size_nm=size, size_held=held.mean(),
+                             focus_nm=t.focus_nm.mean()))
     out = pd.DataFrame(rows).round(4).assign(model=network.fingerprint, commit=provenance()['commit'])
     out.to_csv(a.out, index=False)
     print(out.to_string(index=False))
