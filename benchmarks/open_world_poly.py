@@ -13,16 +13,17 @@ import pandas as pd
 from nanoshape.core import project_root, provenance
 from nanoshape.datasets.batches import frozen_set, pairs
 from nanoshape.datasets.recipes import load_recipe
+from nanoshape.learn.abstention import crystallinity_of
 from nanoshape.learn.evaluate import CRYSTALLINE, UNKNOWN, cluster_interval
 from nanoshape.learn.network import Network
 from nanoshape.micrographs.kinds import classify_kinds
 from nanoshape.micrographs.reading import Micrograph
+from nanoshape.simulate.forms import CRYSTALS
 from nanoshape.studies.experiments import waves
 
 PARTS, SEED = ('carbon', 'silicon', 'poly'), 990
 WIDE = dict(box_nm=15, gpts=640, out_gpts=560)  # the recipes' own pixels
-MEANS = {'amorphous': 'amorphous', 'one crystal': 'monocrystalline', **dict.fromkeys(
-    ('twinned or several crystals', 'decahedron', 'icosahedron'), 'polycrystalline'), 'none of these': UNKNOWN}
+MEANS = {c: crystallinity_of([c]) for c in CRYSTALS}
 
 
 def said(store, network):

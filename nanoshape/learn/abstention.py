@@ -19,6 +19,7 @@ from ase.data import atomic_numbers
 from ..core import NM, UserError
 from ..simulate.forms import CRYSTALS
 from ..simulate.structures import lattice_constant
+from ..datasets.recipes import CRYSTALLINITY
 from ..datasets.samples import conditions
 from ..datasets.store import Store
 from ..datasets.batches import dihedral, network_input, pairs
@@ -266,7 +267,7 @@ def _set_words(sets, names): return [', '.join(np.array(names)[s]) for s in sets
 REASONS = 'unlike the images trained on', 'no kind of crystal fits', 'several kinds of crystal are possible'
 
 # %% ../../nbs/learn/08_abstention.ipynb #4cf62ce3
-_CLASS = {CRYSTALS[0]: 'amorphous', CRYSTALS[1]: 'monocrystalline', **dict.fromkeys(CRYSTALS[2:5], 'polycrystalline')}
+_CLASS = {**dict(zip(CRYSTALS, CRYSTALLINITY)), **dict.fromkeys(CRYSTALS[2:5], CRYSTALLINITY[2])}  # of none of these: none
 
 def crystallinity_of(
     names:list,  # of the kinds of crystal that are left
@@ -274,7 +275,7 @@ def crystallinity_of(
     "`amorphous`, `monocrystalline` or `polycrystalline` if all of them are, `crystalline` if none is amorphous, else `undetermined`."
     left = {_CLASS.get(n, UNKNOWN) for n in names}
     if len(left) == 1: return left.pop()
-    return CRYSTALLINE if left and not left & {'amorphous', UNKNOWN} else UNKNOWN
+    return CRYSTALLINE if left and not left & {CRYSTALLINITY[0], UNKNOWN} else UNKNOWN
 
 # %% ../../nbs/learn/08_abstention.ipynb #d10a3749
 def with_decision(
@@ -394,7 +395,7 @@ def _names_scores(t):  # how many names are left, and whether the true one is am
 
 def _crystallinity_scores(t):  # how often it is told, and told wrong: `crystalline` is right of all that is not amorphous
     true, told = t.true_crystal.map(lambda c: _CLASS.get(c, UNKNOWN)), t.crystallinity != UNKNOWN
-    right = (t.crystallinity == true) | ((t.crystallinity == CRYSTALLINE) & ~true.isin(['amorphous', UNKNOWN]))
+    right = (t.crystallinity == true) | ((t.crystallinity == CRYSTALLINE) & ~true.isin([CRYSTALLINITY[0], UNKNOWN]))
     return dict(crystallinity_told=float(told.mean()), crystallinity_wrong=float((told & ~right).mean()))
 
 # %% ../../nbs/learn/08_abstention.ipynb #877a61fd

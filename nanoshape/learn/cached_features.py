@@ -16,7 +16,7 @@ from torch import nn
 from ..core import seed_everything, torch_rng, whole_file
 from ..datasets.batches import next_epoch, pairs
 from ..datasets.store import Store
-from .models import MultiTask, build, multi_task_name
+from .models import MultiTask, PolarSpectrum, build
 from .multi_task import AnswerLoader, AnswerLoss, answer_metrics, frozen_answers, output_names
 from .train import train
 
@@ -43,7 +43,7 @@ def features(
 )->dict[str,torch.Tensor]:  # (n, …) for each of `FEATURES`
     "What the backbone makes of images, in evaluation mode; rings as float16."
     module.eval()
-    rings = build(multi_task_name(spectrum=True), 1).spectrum[0]
+    rings = PolarSpectrum()
     rows = [(module.both(x, h)[1][:, :module.image_features], rings(x).half(), h, y) for x, h, y in batches]
     return dict(zip(FEATURES, map(torch.cat, zip(*rows))))
 

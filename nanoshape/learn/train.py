@@ -154,7 +154,8 @@ def _precision(learn, asked=None):  # whether to compute in bfloat16: as asked, 
     return learn.checkpoint.bf16
 
 # %% ../../nbs/learn/01_train.ipynb #8c9fa910
-def _asked(dls, patience, begin=None, **settings):
+def _asked(dls, patience, begin=None, arch='', **settings):
+    settings['arch'] = arch if isinstance(arch, str) else weights_name(arch)
     more = dict(patience=patience or None, begin=None if begin is None else weights_name(begin))
     return dict(settings, data=getattr(dls, 'about', len(dls.train_ds)), **{k: v for k, v in more.items() if v})
 
@@ -185,8 +186,7 @@ def train(
     begin:nn.Module|None=None,  # a trained network of this architecture, whose training goes on
 )->Learner:
     "A trained `Learner`. Raises `UserError` for a checkpoint of another training."
-    asked = _asked(dls, patience, begin, arch=arch if isinstance(arch, str) else weights_name(arch),
-                   epochs=epochs, lr=lr, seed=seed)
+    asked = _asked(dls, patience, begin, arch=arch, epochs=epochs, lr=lr, seed=seed)
     seed_everything(seed)
     model = _begun(arch, len(dls.vocab), begin).to(dls.train.device, memory_format=torch.channels_last)
     learn = Learner(dls, model, loss_func=loss or CrossEntropyLossFlat(), metrics=metric,

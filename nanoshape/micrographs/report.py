@@ -29,8 +29,7 @@ from .detection import Detector, looks_negative
 from ..learn.evaluate import score_text
 from ..figures import (PALETTE, UNDETERMINED, as_png, plot_confusion, plot_curves, rim, show_image,
                                show_images, use_style)
-from ..datasets.recipes import CRYSTALLINITY
-from .particles import (CRYSTALLINE, MANY, ONE_SIDED, UNKNOWN, assumed_element, classify,
+from .particles import (CRYSTAL_ANSWERS, MANY, ONE_SIDED, UNKNOWN, assumed_element, classify,
                                              crystallinity, one_sided, particle_fields, sizes_only, without_withheld)
 from .kinds import answer_names, classify_kinds, field_sampling, question, question_of
 from .reading import Micrograph, lattice_pixel, relabelled
@@ -328,7 +327,7 @@ def _overlay_picture(m, labels, table, card):
 
 # %% ../../nbs/micrographs/05_report.ipynb #a2f96b1c
 def _crystal_picture(m, labels, table):
-    fig = overlay(m, labels, table, [*CRYSTALLINITY, CRYSTALLINE], answer='crystallinity').figure
+    fig = overlay(m, labels, table, CRYSTAL_ANSWERS, answer='crystallinity').figure
     return dict(src=picture(fig), title='How crystalline', alt='micrograph with particles outlined by crystallinity',
                 text='Outline colour: crystallinity; white: undetermined. An answer needs fringes in the particle\'s '
                      'own power spectrum; what shows none may be amorphous, or a crystal tilted off its axes, and '

@@ -33,8 +33,7 @@ from ..learn.evaluate import wilson
 from ..figures import PALETTE, use_style
 from .lattice import calibrate
 from .kinds import answer_names, question, question_of
-from ..datasets.recipes import CRYSTALLINITY
-from .particles import CRYSTALLINE, NOT_KNOWN, UNKNOWN, probability_columns, without_shapes
+from .particles import CRYSTAL_ANSWERS, NOT_KNOWN, UNKNOWN, probability_columns, without_shapes
 from .reading import PICTURES, READERS, check_name, frame_count, header_sampling, image_pixels, printable_name, read
 from .report import CAUTION, PAGE_HEAD, class_colors, picture, shape_notes, write_report
 from ..learn.network import Network
@@ -521,7 +520,7 @@ def _write_survey(out, path, particles, tables, failed, questions, notes):  # th
 # %% ../../nbs/micrographs/06_survey.ipynb #c687fa83
 def _questions(network, crystals):  # column → possible answers
     questions = {question(network.card): answer_names(network.card)}
-    if crystals or network.card.several: questions['crystallinity'] = [*CRYSTALLINITY, CRYSTALLINE]
+    if crystals or network.card.several: questions['crystallinity'] = CRYSTAL_ANSWERS
     return questions
 
 # %% ../../nbs/micrographs/06_survey.ipynb #724f9479
