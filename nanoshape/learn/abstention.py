@@ -267,12 +267,13 @@ def _set_words(sets, names): return [', '.join(np.array(names)[s]) for s in sets
 REASONS = 'unlike the images trained on', 'no kind of crystal fits', 'several kinds of crystal are possible'
 
 # %% ../../nbs/learn/08_abstention.ipynb #4cf62ce3
-_CLASS = {**dict(zip(CRYSTALS, CRYSTALLINITY)), **dict.fromkeys(CRYSTALS[2:5], CRYSTALLINITY[2])}  # of none of these: none
+_CLASS = dict(zip(CRYSTALS, CRYSTALLINITY)) | dict.fromkeys(CRYSTALS[2:5], CRYSTALLINITY[2])
 
 def crystallinity_of(
     names:list,  # of the kinds of crystal that are left
 )->str:
-    "`amorphous`, `monocrystalline` or `polycrystalline` if all of them are, `crystalline` if none is amorphous, else `undetermined`."
+    """`amorphous`, `monocrystalline` or `polycrystalline` if all of them are, `crystalline` if none is amorphous, else
+    `undetermined`."""
     left = {_CLASS.get(n, UNKNOWN) for n in names}
     if len(left) == 1: return left.pop()
     return CRYSTALLINE if left and not left & {CRYSTALLINITY[0], UNKNOWN} else UNKNOWN
