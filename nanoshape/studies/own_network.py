@@ -96,30 +96,30 @@ def _easy(store):  # the same waves under conditions that show most, or None whe
     return store.imaged(**inside) if inside else None
 
 # %% ../../nbs/studies/04_own_network.ipynb #c4ff84c2
-def _trained(store, fit, valid, out, steps, seed, bs, lr, start):  # the module, and the batches of its two parts
-    how = dict(lr=lr, seed=seed, bs=bs, spectrum=True)
+def _trained(store, fit, valid, out, start, steps, **how):  # the module
+    how |= dict(spectrum=True)
     if start is None and (easy := _easy(store)) is not None:
         start = train_answers(easy, fit, valid, out/'easy', steps//2, **how)
         steps = steps - steps//2
     return train_answers(store, fit, valid, out, steps, begin=start, **how)
 
 # %% ../../nbs/studies/04_own_network.ipynb #3d91ac94
-def _several_answers(recipe, out, params, start, workers):  # a network for forms → its card's test
-    store = waves(recipe, workers, out/'waves').imaged(images=params['images'])
+def _several_answers(recipe, out, params, start, workers, folder):  # a network for forms → its card's test
+    store = waves(recipe, workers, folder).imaged(images=params['images'])
     fit, valid, held = split_by_structure(store.labels, .1, .1, params['seed'])
-    how = (params[k] for k in ('steps', 'seed', 'bs', 'lr'))
-    module = _trained(store, fit, valid, out, *how, start and start.module)
-    network = calibrated(module, store, fit, valid, SEVERAL, log=training_log(out),
-                         other=dict(params, licence=LICENCE, **provenance()))
+    how = {k: params[k] for k in ('steps', 'seed', 'bs', 'lr', 'maps')}
+    module = _trained(store, fit, valid, out, start and start.module, **how)
+    network = calibrated(module, store, fit, valid, multi_task_name(params['maps'], spectrum=True),
+                         log=training_log(out), other=dict(params, licence=LICENCE, **provenance()))
     table = answer_table(network, store, pairs(held, params['images']))
     with whole_file(out/'test.csv') as part: table.round(4).to_csv(part, index=False)
     network.with_card(test={'test': answer_scores(table)}).save(out/'model.safetensors')
 
 # %% ../../nbs/studies/04_own_network.ipynb #0edc4ee2
-def _one_answer(recipe, out, params, start, workers):  # a network for shapes
+def _one_answer(recipe, out, params, start, workers, folder):  # a network for shapes
     n = round(.7*len(recipe))
     train_and_test(recipe, out, ONE, max(1, round(params['steps']*params['bs']/n)), params['lr'], params['seed'],
-                   workers=workers, begin=start)
+                   workers=workers, folder=folder, begin=start)
 
 # %% ../../nbs/studies/04_own_network.ipynb #118ec80e
 def _class_table(test):  # recall and precision of each class
@@ -156,33 +156,36 @@ def _claim(out, params):  # refuses a folder that holds something else
 
 # %% ../../nbs/studies/04_own_network.ipynb #7ba3add6
 def _check_begin(name, card, recipe, arch):  # can a training for this recipe begin with that network?
-    names = output_names() if arch == SEVERAL else recipe.classes
+    names = output_names() if recipe.kind == 'forms' else recipe.classes
     if card.arch != arch or list(card.classes) != list(names):
         raise UserError(f'{name} ({card.arch}) gives other answers than {recipe.name} asks for ({arch}): name another with --from')
 
 # %% ../../nbs/studies/04_own_network.ipynb #03e4d93a
 def own_network(
     recipe:Recipe,  # of `particles` or `forms`
-    out:str|Path,  # folder: model.safetensors, model.json, report.html, the training's log, the waves
+    out:str|Path,  # folder: model.safetensors, model.json, report.html, the training's log
     start:str|Path|None=None,  # a model file whose training goes on
     steps:int|None=None,  # batches; default: `STEPS`, or `FURTHER` where a network goes on
     seed:int=0,  # of split, network and shuffling
     lr:float=4e-3, bs:int=32,  # peak of the cycle; of a batch
     images:int=2,  # frozen images of each structure, for calibration and test
     workers:int|None=None,  # processes that simulate; default: all cores
+    maps:bool=True,  # outline and thickness among the goals, of a recipe of `forms`
+    folder:str|Path|None=None,  # where waves are shared; default: `waves` in `out`
 )->Network:
     """The network, tested, with its card; one that is finished is read back. Raises `UserError` for a recipe of another kind, a
     folder of something else, and a model file of another architecture."""
     check_kind(recipe)
     out, begin = Path(out), start and Network.load(start)
     several = recipe.kind == 'forms'
-    if begin: _check_begin(start, begin.card, recipe, SEVERAL if several else ONE)
+    arch = multi_task_name(maps, spectrum=True) if several else ONE
+    if begin: _check_begin(start, begin.card, recipe, arch)
     params = dict(made_from=fingerprint(recipe), begin=begin and begin.fingerprint,
                   steps=steps or usual_steps(start), seed=seed,
-                  lr=lr if not begin else lr/4, bs=bs, images=images)
+                  lr=lr if not begin else lr/4, bs=bs, images=images, **(dict(maps=maps) if several else {}))
     _claim(out, params)
     if not (out/'report.html').is_file():
-        (_several_answers if several else _one_answer)(recipe, out, params, begin, workers)
+        (_several_answers if several else _one_answer)(recipe, out, params, begin, workers, folder or out/'waves')
         _write_page(out, Network.load(out/'model.safetensors'), recipe, params)
     for state in out.rglob('state.pt'): state.unlink()  # all is done
     return Network.load(out/'model.safetensors')
