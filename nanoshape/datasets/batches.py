@@ -327,6 +327,7 @@ def dataloaders(
     bs:int=32,
     device:torch.device|None=None,  # default: CUDA where there is one
     cut:int|None=None,  # the particles alone, in fields of so many pixels
+    fresh:type|None=None,  # of the loader of fresh images; default: `WaveLoader`
 )->DataLoaders:
     """fastai `DataLoaders`: fresh images for training unless pairs are given, frozen ones for validation. `vocab`
     holds the class names, `about` twelve hexadecimal digits of recipe, samples and batch size. Raises `UserError` if
@@ -338,7 +339,7 @@ def dataloaders(
     y, device = class_index(store.labels, store.recipe.classes), device or default_device()
     fixed = list(zip(frozen_inputs(store, valid, cut), torch.as_tensor(y[valid[:, 0]])))
     many = dict(bs=bs, shuffle=True, drop_last=len(train) > bs, device=device, cut=cut)
-    loader = (FrozenLoader if frozen else WaveLoader)(store, train, y[samples], **many)
+    loader = (FrozenLoader if frozen else fresh or WaveLoader)(store, train, y[samples], **many)
     dls = DataLoaders(loader, DataLoader(fixed, bs=2*bs, device=device))
     dls.vocab = list(store.recipe.classes)
     dls.about = _about(store, train.tolist(), valid.tolist(), bs, cut)

@@ -152,6 +152,7 @@ class Calculation(Specimen):
     planes: str = 'middle'  # where a slice's potential acts
     debye_waller: bool = True  # damping by thermal motion at room temperature
     absorption: float = 0.  # imaginary over real potential
+    maps: bool = False  # particles: their projected thickness is kept, too
     energy_kev: Spread = 300.  # drawn for each structure, since its wave depends on it
 
 # %% ../../nbs/datasets/00_recipes.ipynb #bfef6a23
@@ -200,7 +201,7 @@ def __len__(self:Recipe): return self.structures*self.views
 # %% ../../nbs/datasets/00_recipes.ipynb #f2fed65f
 NEWER_KEYS = {  # keys that the first data sets did not have, and the value that they imply
     'touching': 0., 'facets': 0., 'wave_gpts': 'out_gpts', 'edge': 'taper', 'planes': 'entrance', 'debye_waller': False,
-    'absorption': 0., 'foci': 1, 'aperture_mrad': None, 'pixel_integration': False, 'ntf': None, 'dqe': 1., 'gain': 1.,
+    'absorption': 0., 'maps': False, 'foci': 1, 'aperture_mrad': None, 'pixel_integration': False, 'ntf': None, 'dqe': 1., 'gain': 1.,
     'offset': 0., 'edges': 0., 'irregularity': 0., 'roundness': 0., 'surface': 0., 'strain': 0.}
 
 def _implied(values, k): return values['out_gpts'] if k == 'wave_gpts' else NEWER_KEYS[k]
@@ -333,6 +334,7 @@ def _check_values(r):
     for k in ('aperture_mrad', 'gain'):
         v = getattr(r, k)
         if v is not None and not bounds(v)[0] > 0: raise UserError(f'{k} must be above 0, not {v!r}')
+    if r.maps and r.kind != 'particles': raise UserError(f'maps: only particles take it, and {r.kind} do not: leave it out')
     if not 0 <= r.absorption < 1: raise UserError(f'absorption must lie between 0 and 1, not {r.absorption!r}')
     if not bounds(r.energy_kev)[0] > 0: raise UserError(f'energy_kev must be above 0, not {r.energy_kev!r}')
 

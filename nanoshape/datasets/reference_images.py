@@ -17,7 +17,7 @@ from ase import Atoms
 from fastcore.basics import patch
 from ..core import NM, UserError, own_file, rng, whole_file
 from .recipes import DRAWN_LAST, Recipe, make_recipe
-from .samples import MAPS, conditions, energy_of, sample, truth_map
+from .samples import conditions, energy_of, map_type, sample, truth_map
 from ..simulate.microscope import Microscope, changed, intensity
 from ..simulate.multislice import debye_waller_factors, exit_waves, frozen_phonons
 
@@ -50,7 +50,7 @@ def write_reference(
     "Reference images of all samples of a recipe, in one file."
     scenes, labels = zip(*(sample(recipe, i) for i in range(len(recipe))))
     images = torch.stack([exact_image(recipe, i, phonons, pixel, a) for i, a in enumerate(scenes)])
-    maps = np.stack([truth_map(recipe, a) for a in scenes]) if recipe.kind in MAPS else np.zeros(0, np.uint8)
+    maps = np.stack([truth_map(recipe, a) for a in scenes]) if map_type(recipe) else np.zeros(0, np.uint8)
     about = dict(recipe=asdict(recipe), phonons=phonons, pixel=pixel, slice=SLICE, foci=REFERENCE_FOCI, **(made or {}))
     with whole_file(path) as part:
         np.savez_compressed(part, images=images.numpy().astype(np.float16), maps=maps, about=json.dumps(about),

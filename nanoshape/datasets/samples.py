@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DISC', 'RIM', 'GAP_FILLED', 'BLUR', 'THINNEST', 'MAPS', 'class_of', 'element_of', 'scale_of', 'energy_of', 'sample',
-           'in_one_piece', 'particle_map', 'thickness_map', 'truth_map', 'recipe_waves', 'waves_of', 'conditions']
+           'in_one_piece', 'particle_map', 'thickness_map', 'truth_map', 'map_type', 'recipe_waves', 'waves_of',
+           'conditions']
 
 # %% ../../nbs/datasets/01_samples.ipynb #efd3af53
 import numpy as np
@@ -248,7 +249,7 @@ def thickness_map(
 
 # %% ../../nbs/datasets/01_samples.ipynb #acedbb25
 def _form_map(r, atoms):
-    volume = atoms.info['a']**3/4/(PACKED if atoms.info['crystal'] == 'amorphous' else 1)
+    volume = atoms.info['a']**3/4/(PACKED if atoms.info.get('crystal') == 'amorphous' else 1)
     return thickness_map(atoms.positions[atoms.arrays['particle'] == 0, :2], r.out_gpts, atoms.cell[0, 0], volume)
 
 # %% ../../nbs/datasets/01_samples.ipynb #f14c88d7
@@ -257,7 +258,7 @@ def truth_map(
     atoms:Atoms,  # from `sample`
 )->np.ndarray:  # (y, x): uint8 heights in atoms, uint16 particle numbers from 1, or float16 thickness in Å
     "What a segmentation should find on the grid of the stored wave."
-    if recipe.kind == 'forms': return _form_map(recipe, atoms)
+    if recipe.kind == 'forms' or recipe.maps: return _form_map(recipe, atoms)
     if recipe.kind == 'columns':
         return _column_map(atoms[atoms.arrays['column'] >= 0], recipe.sampling, recipe.out_gpts)
     return particle_map(atoms, recipe.sampling, recipe.out_gpts, recipe.box_nm*NM)
@@ -289,7 +290,11 @@ def _pattern(r, i):  # amplitude (y, x), labels, outline (y, x)
 
 # %% ../../nbs/datasets/01_samples.ipynb #c956bf1f
 MAPS = {'columns': 'uint8', 'field': 'uint16', 'grains': 'uint16', 'patterns': 'uint16',
-        'forms': 'float16'}  # kinds with truth maps, and their type
+        'forms': 'float16'}  # kinds that always have truth maps, and their type
+
+def map_type(recipe:Recipe)->str|None:
+    "Type of the truth maps that are kept with the waves; None: there are none."
+    return MAPS.get(recipe.kind) or ('float16' if recipe.maps else None)
 
 def _patterns_of(r, idx):  # as `waves_of`
     made, labels, discs = zip(*(_pattern(r, i) for i in idx))
@@ -328,7 +333,7 @@ def waves_of(
     if recipe.kind == 'patterns': return _patterns_of(recipe, idx)
     atoms, labels = zip(*(sample(recipe, i) for i in idx))
     waves = recipe_waves(recipe, atoms)
-    maps = np.stack([truth_map(recipe, a) for a in atoms]) if recipe.kind in MAPS else None
+    maps = np.stack([truth_map(recipe, a) for a in atoms]) if map_type(recipe) else None
     return waves, list(labels), maps
 
 # %% ../../nbs/datasets/01_samples.ipynb #eb202779

@@ -28,7 +28,7 @@ from tqdm import tqdm
 import nanoshape
 from ..core import cores, only_writer, UserError, checksum, provenance, read_json, whole_file, write_json
 from .recipes import IMAGING, Recipe, fingerprint, make_recipe, recorded_recipe
-from .samples import MAPS, waves_of
+from .samples import MAPS, map_type, waves_of
 from ..simulate.microscope import Microscope, intensity
 
 # %% ../../nbs/datasets/02_store.ipynb #3c5c4001
@@ -36,7 +36,7 @@ SHARD = 16  # samples per shard, at 128 px 2 MB
 FORMAT = 2  # of the folder
 
 def _arrays(recipe):  # name → dtype of what is stored per pixel
-    types = {'waves': 'complex64'} | ({'maps': MAPS[recipe.kind]} if recipe.kind in MAPS else {})
+    types = {'waves': 'complex64'} | ({'maps': t} if (t := map_type(recipe)) else {})
     return {k: np.dtype(t).newbyteorder('<') for k, t in types.items()}
 
 def _pixels(recipe, name): return recipe.wave_px if name == 'waves' else recipe.out_gpts  # across an array
@@ -351,8 +351,8 @@ def maps(self:Store,
     idx,  # sample numbers
 )->np.ndarray:
     "Truth maps (n, y, x), as `truth_map` makes them. Raises `UserError` for kinds of samples that have none."
-    if self.recipe.kind not in MAPS:
-        raise UserError(f'{self.recipe.kind} have no truth maps; {" and ".join(MAPS)} have')
+    if not map_type(self.recipe):
+        raise UserError(f'these {self.recipe.kind} have no truth maps; {" and ".join(MAPS)} have, and particles with `maps`')
     return _read_pixels(self, 'maps', idx)
 
 # %% ../../nbs/datasets/02_store.ipynb #9744d15a
@@ -376,7 +376,7 @@ def imaged(self:Store,
     view.sampling = view.recipe.sampling
     if view.recipe.out_gpts > self.gpts:
         raise UserError(f'out_gpts: the stored waves have {self.gpts} pixels and no more')
-    if view.recipe.out_gpts < self.gpts and view.recipe.kind in MAPS:
+    if view.recipe.out_gpts < self.gpts and map_type(view.recipe):
         raise UserError('out_gpts: truth maps cannot be cut to coarser pixels')
     return view
 
@@ -440,7 +440,7 @@ class Joined:
     def waves(self, idx):
         return torch.from_numpy(_gathered(self, lambda s, k: s.waves(k).numpy(), idx, self.wave_px, np.complex64))
     def maps(self, idx):
-        return _gathered(self, lambda s, k: s.maps(k), idx, self.gpts, MAPS.get(self.recipe.kind, 'uint8'))
+        return _gathered(self, lambda s, k: s.maps(k), idx, self.gpts, map_type(self.recipe) or 'uint8')
 
 # %% ../../nbs/datasets/02_store.ipynb #e1dad3f7
 NPZ_LIMIT = 2*10**9  # bytes

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DynamicUnet', 'XResNet', 'WIDTHS', 'HEADER', 'ARCHITECTURES', 'cnn', 'resnet', 'Channels', 'outline_net', 'Spectrum',
            'Together', 'spectrum_net', 'unet', 'LocalContrast', 'local_unet', 'Header', 'PolarSpectrum', 'Around',
-           'Pyramid', 'MultiTask', 'multi_task_name', 'Resize', 'build', 'weights_name']
+           'Pyramid', 'MultiTask', 'ClassAndMaps', 'multi_task_name', 'Resize', 'build', 'weights_name']
 
 # %% ../../nbs/learn/00_models.ipynb #b969f8eb
 from contextlib import contextmanager
@@ -302,6 +302,18 @@ def both(self:MultiTask, x, header=None):
     scores, features = self.from_features(of[-1].mean((-2, -1)), self.spectrum and self.spectrum[0](x), header)
     return torch.cat([scores, self.pyramid(of[1:]).flatten(1)], 1) if self.pyramid else scores, features
 
+# %% ../../nbs/learn/00_models.ipynb #9fdb1929
+class ClassAndMaps(MultiTask):
+    "(n, 1, y, x) → (n, n_classes); while it is trained, with `maps`, two maps of y/8 × x/8 stand behind the scores."
+    def __init__(self,
+        n_classes:int,
+        maps:bool=True, spectrum:bool=False,  # as in `MultiTask`
+    ):
+        super().__init__(n_classes, maps, spectrum, told=False)
+        self.n_classes = n_classes
+    def forward(self, x): return self.both(x)[0] if self.training else self.both(x)[0][:, :self.n_classes]
+
+
 # %% ../../nbs/learn/00_models.ipynb #c5773c8c
 def multi_task_name(
     maps:bool=True, spectrum:bool=False, told:bool=True, image:bool=True,  # as in `MultiTask`
@@ -318,6 +330,8 @@ ARCHITECTURES = {**{f'cnn{b}': partial(cnn, b) for b in (4, 5, 6)},
                  **{f'resnet{d}': partial(resnet, d) for d in (18, 34, 101)},
                  'outline': outline_net, 'fringes': partial(outline_net, pixels=True), 'unet': unet, 'local_unet': local_unet,
                  'spectrum': spectrum_net, 'both': partial(spectrum_net, image=True),
+                 'fringes_maps': ClassAndMaps, 'fringes_spectrum': partial(ClassAndMaps, maps=False, spectrum=True),
+                 'fringes_spectrum_maps': partial(ClassAndMaps, spectrum=True),
                  **{multi_task_name(**v): partial(MultiTask, **v) for v in _CHOICES}}
 
 # %% ../../nbs/learn/00_models.ipynb #002e1cde

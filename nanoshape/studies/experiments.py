@@ -26,8 +26,9 @@ from ..simulate.microscope import images
 from ..datasets.recipes import IMAGING, Recipe, fingerprint, wave_recipe
 from ..datasets.samples import conditions, recipe_waves
 from ..datasets.store import Store, simulate
-from ..datasets.batches import class_index, dataloaders, frozen_inputs, frozen_set, pairs, split_by_structure
+from ..datasets.batches import class_index, frozen_inputs, frozen_set, pairs, split_by_structure
 from ..learn.train import train as fit_model, training_log
+from ..learn.dense_targets import class_loaders
 from ..learn.multi_task import frozen_answers
 from ..learn.evaluate import confidence_threshold, fit_temperature, logits, score
 from ..learn.network import LICENCE, Card, Network
@@ -153,8 +154,9 @@ def train_and_test(
     store = waves(recipe, workers, folder := folder or out/'waves')
     held = waves(test, workers, folder) if test else store
     fit, valid, rest = split_by_structure(store.labels, valid=.05 if test else .1, test=0 if test else .2, seed=seed)
-    model = fit_model(dataloaders(store, fit, valid), arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt',
-                      keep=True, begin=begin and begin.module).model
+    dls, loss = class_loaders(store, fit, valid, arch)
+    model = fit_model(dls, arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', keep=True, loss=loss,
+                      begin=begin and begin.module).model
     items = pairs(range(len(held)) if test else rest, held.recipe.images)
     done = _finish(model, store, fit, valid, held, items, out, params)
     (out/'state.pt').unlink(missing_ok=True)  # not before: calibration may be killed, too
@@ -231,12 +233,14 @@ def trained(
     bs:int=32,
     cut:int|None=None,  # as in `dataloaders`
     patience:int|None=None,  # epochs without a lower loss on `watch`, after which it ends early
+    begin:nn.Module|None=None, opt:str='adam',  # as in `train`
 )->nn.Module:
     "A network trained on these samples; resumes after the last finished epoch if it was interrupted."
     out, epochs = Path(out), max(1, round(steps*bs/len(train)))
     out.mkdir(parents=True, exist_ok=True)
-    dls = dataloaders(store, train, watch, bs, cut=cut)
-    return fit_model(dls, arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', patience=patience).model
+    dls, loss = class_loaders(store, train, watch, arch, bs, cut=cut)
+    return fit_model(dls, arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', patience=patience, loss=loss,
+                     begin=begin, opt=opt).model
 
 # %% ../../nbs/studies/00_experiments.ipynb #e553896f
 def _items(store, items):  # pairs (n, 2) of sample and image
