@@ -25,7 +25,9 @@ from ..simulate.columns import column_crystal, column_table, tilted, with_adatom
 from ..simulate.multislice import debye_waller_factors, exit_waves
 from ..simulate.microscope import Microscope
 from ..simulate.forms import CRYSTALS, LIMITS, PACKED, form_particle
-from .recipes import DRAWN, DRAWN_LAST, NEWER_KEYS, bounds, draw, named_supports, Recipe
+from ..simulate.nanotubes import (bent, carbon_nanotube, chiral_angle, inner_walls, tube_diameter, with_flexural_motion,
+                                          with_tube_defects)
+from .recipes import DRAWN, DRAWN_LAST, NEWER_KEYS, WALLED, bounds, draw, named_supports, tubes_of, Recipe
 
 # %% ../../nbs/datasets/01_samples.ipynb #f4701b14
 def class_of(
@@ -67,7 +69,18 @@ def _columns(r, name, g):  # a crystal along its zone axis, with its defects
 def _field(r, name, g):  # a list of particles, classes at random
     return [_particle(r, r.classes[g.integers(len(r.classes))], g) for _ in range(round(draw(r.particles, g)))]
 
-_MAKE = {'particles': _particle, 'grains': _grain, 'columns': _columns, 'field': _field}
+def _tube(r, name, g):  # a nanotube as long as the box's diagonal, with its defects
+    double = name == WALLED[1]
+    choices = [t for t in tubes_of(r) if not double or inner_walls(*t)]
+    outer = choices[g.integers(len(choices))]
+    inner = [inner_walls(*outer)[g.integers(len(inner_walls(*outer)))]] if double else []
+    p = carbon_nanotube(*inner, outer, length=1.5*r.box_nm*NM, generator=g)
+    p = with_tube_defects(p, g, round(1.5*draw(r.stone_wales, g)*len(p)), round(draw(r.vacancies, g)*len(p)))
+    p = with_flexural_motion(p, draw(r.flexural_nm, g)*NM, g)
+    curvature = draw(r.curvature, g)/NM
+    return bent(p, 1/curvature, g.uniform(0, 2*np.pi)) if curvature else p
+
+_MAKE = {'particles': _particle, 'grains': _grain, 'columns': _columns, 'field': _field, 'nanotubes': _tube}
 
 # %% ../../nbs/datasets/01_samples.ipynb #2a874f5e
 def element_of(
@@ -98,7 +111,14 @@ def _made(r, s):  # structure s: a particle, or a list of them
     return _form(r, s, g) if r.kind == 'forms' else _MAKE[r.kind](r, class_of(r, s), g)
 
 # %% ../../nbs/datasets/01_samples.ipynb #163c68a8
+def _tube_as_met(r, p, g):  # tilted out of the image's plane and turned within; what lies outside of the box is cut off
+    tilt, turn = (np.radians(draw(spec, g)) for spec in (r.tilt_deg, r.in_plane_deg))
+    out = rotated(p, axis_angle((0, 0, 1), turn)@axis_angle((1, 0, 0), tilt*g.choice([-1, 1])))
+    out.info |= dict(tilt=tilt, in_plane=turn)
+    return out[(np.abs(out.positions[:, :2]) < r.box_nm*NM/2 - .1).all(1)]
+
 def _turned(r, p, g):  # the structure as the beam meets it
+    if r.kind == 'nanotubes': return _tube_as_met(r, p, g)
     if r.kind == 'columns':
         return rotated(tilted(p, np.radians(draw(r.tilt_deg, g)), g), axis_angle((0, 0, 1), g.uniform(0, 2*np.pi)))
     flat = r.kind != 'forms' or p.info['facets']
@@ -123,8 +143,14 @@ def _labels(r, p, turned):  # what is known of one particle
     if r.kind == 'particles': out |= dict(shape=p.info['shape'], **zone_angles(turned.info['rotation']))
     if r.kind == 'grains': out |= _grain_labels(r, p)
     if r.kind == 'forms': out |= _form_labels(p, turned)
+    if r.kind == 'nanotubes': out |= _tube_labels(turned)
     if r.kind == 'columns': out |= dict(tilt=p.info.get('tilt', turned.info['tilt'])[0], columns=len(column_table(p)))
     return out
+
+def _tube_labels(turned):  # of the outer wall, and the inner one's indices (0, 0: there is none); Å, rad
+    *inner, (n, m) = turned.info['walls']
+    return dict(n=n, m=m, diameter=tube_diameter(n, m), chiral_angle=chiral_angle(n, m), inner_n=inner[0][0] if inner else 0,
+                inner_m=inner[0][1] if inner else 0, **{k: float(turned.info[k]) for k in ('tilt', 'in_plane')})
 
 def _grain_labels(r, p):
     faceted = dict(faceted=int('facet_distances' in p.info)) if r.facets else {}
@@ -148,6 +174,7 @@ def _form_labels(p, turned):
 # %% ../../nbs/datasets/01_samples.ipynb #ba16171d
 def _places(r, turned, g, width):  # where in the box each particle stands, Å
     if r.kind == 'field': return free_positions(turned, width, g, touching=draw(r.touching, g))
+    if r.kind == 'nanotubes': return [(g.uniform(-r.shift_nm, r.shift_nm)*NM, 0.)]  # they end at two sides of the box
     return [tuple(g.uniform(-r.shift_nm, r.shift_nm, 2)*NM*(width/(r.box_nm*NM)))]
 
 # %% ../../nbs/datasets/01_samples.ipynb #c1138efe

@@ -158,7 +158,7 @@ def verify(
 # %% ../../nbs/datasets/02_store.ipynb #67457a83
 _PACKAGES = ('nanoshape', 'numpy', 'scipy', 'torch', 'pyfftw', 'numba', 'ase', 'abtem', 'matscipy', 'wulffpack',
              'scikit-image', 'pandas', 'zarr')
-_ENGINE = ('orientations', 'supports', 'structures', 'grains', 'columns', 'potential', 'multislice', 'thickness', 'forms')
+_ENGINE = ('orientations', 'supports', 'structures', 'grains', 'columns', 'potential', 'multislice', 'thickness', 'forms', 'nanotubes')
 _MODULES = ('core', *(f'simulate/{m}' for m in _ENGINE), 'datasets/recipes', 'datasets/samples')
 
 # %% ../../nbs/datasets/02_store.ipynb #3165232e
