@@ -9,7 +9,7 @@ from scipy.spatial import Delaunay, cKDTree
 from conftest import one_sentence, shared
 from nanoshape.core import UserError, rng
 from nanoshape.simulate.orientations import random_rotation, rotated
-from nanoshape.simulate.structures import (FORMATS, SHAPES, UNSEEN, assemble, carbon_nanotube, closed_shell,
+from nanoshape.simulate.structures import (FORMATS, SHAPES, UNSEEN, assemble, closed_shell,
                                            facet_down, facet_normals, facets, free_positions, lattice_constant, particle,
                                            polyhedron, projected_sizes, read_structure, volume_equivalent_diameter,
                                            write_structure)
@@ -160,15 +160,6 @@ def test_facet_normals_turn_with_the_particle_and_it_lies_on_one():
     for q in below:
         assert np.isclose(facet_normals(q)[:, 2].max(), 1)
         assert (q.positions[:, 2] > q.positions[:, 2].max() - .3).sum() > 30  # a whole layer touches the support
-
-
-@pytest.mark.parametrize('walls,radius', [(((10, 10),), 6.78), (((9, 0),), 3.52), (((6, 6), (11, 11)), 4.07)])
-def test_nanotubes(walls, radius):
-    t = carbon_nanotube(*walls)
-    assert abs(t.info['radii'][0] - radius) < .05
-    inside = np.abs(t.positions[:, 1]) < np.ptp(t.positions[:, 1])/2 - 3
-    d = cKDTree(t.positions)
-    assert (d.query_ball_point(t.positions[inside], 1.6, return_length=True) == 4).all() and 1.35 < d.query(t.positions, 2)[0][:, 1].min() < 1.45
 
 
 def test_free_places_leave_no_overlap_even_across_the_sides():
@@ -339,8 +330,7 @@ def test_equal_seeds_equal_atoms():
     lambda: projected_sizes(particle('cube', 30, rng(0))[:2]), lambda: particle('Wulff', 50, rng(0)), lambda: particle('cube', 50, rng(0), a=0.1),
     lambda: particle('Wulff', 50, rng(0), surface_energies={(0, 0, 0): 1.}), lambda: particle('Wulff', 50, rng(0), surface_energies={(1, 1, 1): -1.}),
     lambda: particle('truncated octahedron', 50, rng(0), truncation=.7), lambda: closed_shell('icosahedron', -3), lambda: closed_shell('cube', 3),
-    lambda: carbon_nanotube((2, 5)), lambda: carbon_nanotube((10, 10),
-    (11, 11)), lambda: carbon_nanotube(), lambda: facet_down(particle('sphere', 30, rng(0)), rng(0)),
+    lambda: facet_down(particle('sphere', 30, rng(0)), rng(0)),
     lambda: free_positions([particle('cube', 60, rng(0))]*20, 150, rng(0)), lambda: read_structure('missing.cif'), lambda: read_structure('a.pdf'),
     lambda: write_structure('a.cif', particle('cube', 20, rng(0))), lambda: assemble(particle('cube', 20, rng(0)), 60, amorphous(50, 5, rng(0)))])
 def test_impossible_requests_say_why(call):

@@ -1,0 +1,220 @@
+"""Carbon nanotubes: their atoms, their recipes, and what is read of them from one image."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+from hypothesis import given, settings, strategies as st
+from scipy.spatial import cKDTree
+
+from nanoshape.cli import main
+from nanoshape.core import NM, UserError, project_root, rng, torch_rng
+from nanoshape.datasets.recipes import load_recipe, make_recipe, tubes_of
+from nanoshape.datasets.samples import conditions, sample, waves_of
+from nanoshape.micrographs.reading import Micrograph
+from nanoshape.micrographs.tube_report import SURE, indices_told, write_tube
+from nanoshape.micrographs.tubes import (Axis, along_axis, axis_angle_of, candidates, find_tube, fit_walls, foci_for, line_gain, line_orders,
+                                         line_power, traced, wall_contrast)
+from nanoshape.simulate.microscope import Microscope, images, intensity
+from nanoshape.simulate.multislice import exit_waves
+from nanoshape.simulate.nanotubes import (APART, BOND, bent, carbon_nanotube, chiral_angle, inner_walls, layer_lines, tube_diameter,
+                                          tubes_between, with_flexural_motion, with_tube_defects)
+from nanoshape.simulate.structures import assemble
+from nanoshape.studies.tube_tests import image_without_tube, tube_recipe
+
+RECIPE = project_root()/'data/recipes/nanotubes.yaml'
+indices = st.integers(3, 24).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n)))
+
+
+@pytest.mark.parametrize('walls,radius', [(((10, 10),), 6.78), (((9, 0),), 3.52), (((6, 6), (11, 11)), 4.07)])
+def test_radii(walls, radius):
+    assert abs(carbon_nanotube(*walls).info['radii'][0] - radius) < .05
+
+
+@given(indices, st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_every_atom_has_three_neighbours_whatever_the_indices(nm, seed):
+    t = carbon_nanotube(nm, length=40, generator=rng(seed))
+    inside, tree = np.abs(t.positions[:, 1]) < 16, cKDTree(t.positions)
+    assert (tree.query_ball_point(t.positions[inside], 1.6, return_length=True) == 4).all()
+    assert np.allclose(np.hypot(*t.positions[:, [0, 2]].T), tube_diameter(*nm)/2, atol=1e-6)
+    assert abs(len(t)/40/(np.pi*tube_diameter(*nm)*4/(3*3**.5*BOND**2)) - 1) < .08
+
+
+def test_a_tube_and_its_mirror_image_differ_by_the_mirror_alone():
+    from nanoshape.simulate.nanotubes import _wall
+    right, left = _wall(9, 4, 60, BOND), _wall(9, 4, 60, BOND, left=True)
+    assert np.abs(np.sort(left*[-1, 1, 1], 0) - np.sort(right, 0)).max() < 1e-9
+    apart = cKDTree(right).query(left)[0]  # a zigzag tube is its own mirror image, this one is not
+    assert apart.max() > .3
+
+
+def test_walls_within_walls():
+    assert all(APART[0] <= (tube_diameter(17, 8) - tube_diameter(*t))/2 <= APART[1] for t in inner_walls(17, 8)) and inner_walls(17, 8)
+    for wrong in (lambda: carbon_nanotube((2, 5)), lambda: carbon_nanotube((10, 10), (11, 11)), lambda: carbon_nanotube()):
+        with pytest.raises(UserError, match=r'\w+ \w+ \w+'): wrong()
+
+
+def test_a_bond_that_has_turned_leaves_its_middle_where_it_was():
+    t = carbon_nanotube((12, 5), length=60)
+    u = with_tube_defects(t, rng(0), stone_wales=1)
+    moved = np.flatnonzero(np.abs(u.positions - t.positions).max(1) > 1e-6)
+    before, after = t.positions[moved], u.positions[moved]
+    assert len(moved) == 2 and np.allclose(before.mean(0), after.mean(0))
+    assert abs(np.dot(*[(p[1] - p[0])/np.linalg.norm(p[1] - p[0]) for p in (before, after)])) < 1e-6  # by 90°
+    assert len(with_tube_defects(t, rng(0), vacancies=7)) == len(t) - 7
+    assert np.allclose(with_flexural_motion(t, .1, rng(1)).positions[:, 1], t.positions[:, 1])
+
+
+def test_an_arc_keeps_lengths_along_its_axis():
+    t = carbon_nanotube((8, 8), length=80)
+    b = bent(t, 400., np.pi/2)
+    middle = lambda p: np.array([p[np.abs(t.positions[:, 1] - y) < 1].mean(0) for y in np.arange(-36, 37, 4)])
+    steps = np.linalg.norm(np.diff(middle(b.positions), axis=0), axis=1)
+    assert np.allclose(steps, np.linalg.norm(np.diff(middle(t.positions), axis=0), axis=1), atol=.1)
+    assert middle(b.positions)[[0, -1], 2].min() > 1.2 and abs(middle(b.positions)[:, 0]).max() < .2
+
+
+def test_layer_lines_are_where_the_atoms_have_theirs():
+    p = carbon_nanotube((12, 5), length=400, generator=rng(3)).positions
+    g = np.arange(.05, .6, .0005)
+    across = np.arange(.05, .5, .02)  # the atoms themselves, off the axis
+    power = sum(np.abs(np.exp(2j*np.pi*(g[:, None]*p[:, 1] + q*p[:, 0])).sum(1))**2 for q in across)
+    for d in layer_lines(chiral_angle(12, 5)):
+        near = np.abs(g - d) < .01
+        assert abs(g[near][power[near].argmax()] - d) < .0015 and power[near].max() > 10*np.median(power)
+    assert sorted(abs(o) for _, o in line_orders(12, 5)) == [5, 12, 17]
+
+
+def test_recipes_of_nanotubes():
+    r = load_recipe(RECIPE, leave_out=[[10, 5]])
+    assert (10, 5) not in tubes_of(r) and (10, 5) in tubes_of(load_recipe(RECIPE)) and len(tubes_of(load_recipe(RECIPE))) == 308
+    for wrong in (dict(tubes=[[2, 1]]), dict(tubes=[[40, 0]]), dict(leave_out=[5]), dict(size_nm=.3), dict(curvature=.5),
+                  dict(size_nm={'uniform': [.6, .9]}, classes=['double-walled'], weights=[]), dict(maps=True)):
+        with pytest.raises(UserError): load_recipe(RECIPE, **wrong)
+    with pytest.raises(UserError): make_recipe(name='x', maps=True, kind='grains')
+
+
+def test_samples_of_nanotubes():
+    r = load_recipe(RECIPE, structures=12, tilt_deg=10, support_nm=0, flexural_nm=0, curvature=0, stone_wales=0, vacancies=0)
+    for i in range(12):
+        atoms, t = sample(r, i)
+        assert abs(t['diameter'] - tube_diameter(t['n'], t['m'])) < 1e-9 and np.isclose(t['tilt'], np.radians(10))
+        assert (t['inner_n'] > 0) == (t['class'] == 'double-walled')
+        depth = np.ptp(atoms.positions[:, 2])
+        assert abs(depth - t['diameter'] - 100*np.tan(np.radians(10))) < 4  # it leaves the image's plane
+        assert np.ptp(atoms.positions[:, 1]) > 97
+    again = sample(r, 3)[0]
+    assert np.array_equal(again.positions, sample(r, 3)[0].positions)
+
+
+def seen(nm, seed=0, dose=5000, **keys):
+    keys = dict(energy_kev=80, Cs_um=-5, defocus_nm=4, support_nm=0, mtf=.5, tilt_deg=3, classes=['single-walled'], weights=[]) | keys
+    r = load_recipe(RECIPE, structures=2, tubes=[list(nm)], dose=dose, seed=seed, **keys)
+    wave, (truth,), _ = waves_of(r, [0])
+    m = conditions(r, [0])
+    image = images(wave, m, r.sampling, torch_rng(seed, 'x'), r.out_gpts)[0].numpy()
+    return Micrograph(image, r.sampling, 'tube', voltage=80e3, Cs=float(m.Cs)), truth
+
+
+@pytest.fixture(scope='module')
+def tube():
+    return seen((14, 6))
+
+
+def test_the_contrast_across_walls_is_that_of_a_multislice_image():
+    d, n, s = tube_diameter(12, 6), 256, .4
+    atoms = carbon_nanotube((12, 6), length=120, generator=rng(0))
+    atoms = atoms[np.abs(atoms.positions[:, 1]) < n*s/2 - .05]
+    m = Microscope(80e3, defocus=60., Cs=1e4, focal_spread=40., angular_spread=6e-4)
+    image = intensity(exit_waves([assemble(atoms, n*s)], n, 80e3), m, s)[0].numpy()
+    profile = image.mean(0)/image.mean() - 1
+    model = np.fft.fftshift(np.fft.irfft(wall_contrast(n, s, 80e3, 1e4, [d], [60.])[0, 0], n))
+    assert np.corrcoef(profile, model)[0, 1] > .97 and abs(np.dot(profile, model)/np.dot(model, model) - 1) < .2  # sign and amount
+    for wrong in (dict(Cs=1e4, foci=[-60.]), dict(Cs=1e4, foci=[60.], diameters=[d + 1])):
+        other = np.fft.fftshift(np.fft.irfft(wall_contrast(n, s, 80e3, **dict(dict(diameters=[d]), **wrong))[0, 0], n))
+        assert np.corrcoef(profile, other)[0, 1] < .9
+    fit = fit_walls(profile, s, 80e3, 1e4, np.arange(8, 18, .1), np.arange(-100, 151, 10.))
+    assert abs(fit.diameters[0] - d) < .15 and abs(fit.focus - 60) < 25 and abs(fit.place) <= 1
+
+
+def test_a_tube_is_read_wherever_and_however_it_lies(tube):
+    mic, truth = tube
+    for image in (mic.image, np.rot90(mic.image), mic.image[::-1], np.rot90(mic.image, 2)):
+        found = find_tube(Micrograph(image.copy(), mic.sampling, 'turned', voltage=80e3, Cs=mic.Cs))
+        assert abs(found.walls.diameters[-1] - truth['diameter']) < .25
+    best = candidates(found).iloc[0]
+    assert (best.n, best.m) == (14, 6) and abs(best.tilt_deg - 3) < 2.5
+
+
+def test_a_finer_pixel_and_a_larger_field_change_nothing(tube):
+    mic, truth = tube
+    fine = np.kron(mic.image, np.ones((2, 2)))
+    wide = np.pad(fine, ((0, 200), (300, 0)), mode='reflect')
+    found = find_tube(Micrograph(wide, mic.sampling/2, 'fine', voltage=80e3, Cs=mic.Cs))
+    assert abs(found.walls.diameters[-1] - truth['diameter']) < .3
+
+
+def test_the_axis_is_found_in_steps(tube):
+    mic, truth = tube
+    angle, clear = axis_angle_of(mic.image, mic.sampling)
+    assert clear > 8 and abs(angle + truth['in_plane']) < .02
+    n = mic.image.shape[0]
+    start = traced(mic.image/mic.image.mean() - 1, Axis(n/2 + 6, n/2, angle + .03), mic.sampling, 80e3, mic.Cs, foci_for(80e3, mic.Cs))
+    assert abs(start.walls.place) <= 1 and abs(start.axis.angle - angle) < .01
+    assert np.allclose(along_axis(mic.image, Axis(n/2, n/2), n)[1:-1, 1:-1], mic.image[1:-1, 1:-1], atol=1e-3)
+
+
+def test_lines_of_another_tube_are_less_likely(tube):
+    power = line_power(find_tube(tube[0]))
+    best = line_gain(power, 14, 6, np.radians(3))
+    assert best > 500 and all(line_gain(power, *t, np.radians(3)) < .9*best for t in ((15, 5), (13, 7), (14, 5), (15, 6)))
+    assert line_gain(power, 14, 6, np.radians(3), scale=.96) < .45*best
+
+
+def test_without_lines_no_indices_are_told():
+    blurred, truth = seen((14, 6), vibration_nm=.1, dose=2000)
+    found = find_tube(blurred)
+    assert abs(found.walls.diameters[-1] - truth['diameter']) < .5
+    assert not indices_told(candidates(found))
+
+
+def test_what_is_no_tube_is_refused():
+    r = tube_recipe('no tube', 91, 6)
+    for i in range(6):
+        with pytest.raises(UserError, match='nothing here is like'): find_tube(image_without_tube(r, i))
+    with pytest.raises(UserError, match='there are no tests of'): tube_recipe('triple-walled', 0, 1)
+
+
+def test_the_command_writes_a_page_and_a_table(tube, tmp_path, capsys):
+    mic, _ = tube
+    file = tmp_path/'tube.tif'
+    tifffile.imwrite(file, mic.image.astype(np.float32))
+    ask = ['tube', str(file), '--pixel-size', f'{mic.sampling/NM:.5f}', '--kv', '80', '--cs', '-0.005', '--out', str(tmp_path/'out')]
+    assert not main(ask)
+    said = capsys.readouterr().out
+    assert '(14, 6)' in said and 'mirror image' in said
+    table = pd.read_csv(tmp_path/'out/tube.csv')
+    assert (table.n[0], table.m[0]) == (14, 6) and table.probability[0] > SURE and (table.wall == 0).all()
+    assert {p.name for p in (tmp_path/'out').iterdir()} == {'tube.csv', 'tube.png', 'run.json', 'report.html'}
+    assert json.loads((tmp_path/'out/run.json').read_text())['explained'] > .3
+
+
+@pytest.mark.parametrize('what,sentence', [('coarse', 'do not show the lattice of graphene'), ('small', 'of a tube are needed'),
+                                           ('dark field', 'dark-field'), ('empty', 'nothing here is like')])
+def test_bad_images_get_a_sentence(tube, tmp_path, what, sentence):
+    from dataclasses import replace
+    mic, _ = tube
+    empty = torch.poisson(torch.full((240, 240), 500.), generator=torch_rng(1)).numpy()
+    bad = {'coarse': replace(mic, sampling=1.2), 'small': replace(mic, image=mic.image[:100, :90]), 'dark field': replace(mic, bright=True),
+           'empty': replace(mic, image=empty)}[what]
+    with pytest.raises(UserError, match=sentence): write_tube(bad, tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+
+
+def test_tubes_between_lists_each_tube_once():
+    every = tubes_between(6, 25)
+    assert len(set(every)) == len(every) and every == sorted(every, key=lambda t: tube_diameter(*t))
+    assert tubes_between(0, 25)[0] == (3, 0)
