@@ -543,11 +543,11 @@ def _fit_command(sub):
 # %% ../nbs/02_cli.ipynb #7dca6cc2
 def _tube_command(sub):
     t = sub.add_parser('tube', help='chiral indices of a carbon nanotube from one image',
-                       description='Finds a nanotube of one wall or two, measures its diameter by the fringes of its walls and its chiral angle by '
-                                   'its layer lines, and lists the likely chiral indices.')
+                       description='Finds a nanotube of one wall or two, measures its diameter by the fringes of its '
+                                   'walls and its chiral angle by its layer lines, and lists the likely chiral indices.')
     t.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC, TIFF, PNG or JPEG')
-    t.add_argument('--at', type=_decimal, nargs=2, metavar=('X', 'Y'), help='a place near the tube, in pixels from the upper left (default: the '
-                                                                          'clearest tube)')
+    t.add_argument('--at', type=_decimal, nargs=2, metavar=('X', 'Y'),
+                   help='a place near the tube, in pixels from the upper left (default: the clearest tube)')
     t.set_defaults(run=tube); _file_options(t, '(needed for a movie)'); _number_option(t)
 
 # %% ../nbs/02_cli.ipynb #54352717

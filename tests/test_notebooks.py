@@ -265,6 +265,10 @@ def test_experiment_runs_through_papermill(path, tmp_path):
     if path.stem == 'particle_fit':
         assert all('why' in m and .5 < m['misfit'] < 20 and 0 < m['by_chance'] < 1 for m in metrics['tests'].values())
         return
+    if path.stem == 'nanotubes':
+        m = metrics['tests']['all']
+        assert m['n'] == 3 and all(0 <= m[k] <= 1 for k in ('found', 'first', 'three', 'told', 'wrong_told')) and m['first'] <= m['three']
+        return
     if path.stem == 'heights_axis':
         assert all(m['n'] == 1 and m['refused_low'] <= m['refused'] <= m['refused_high'] for m in metrics['tests'].values())
         return

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Spread', 'SPREADS_TAKE', 'CUTOFF', 'CRYSTALLINITY', 'WALLED', 'KINDS', 'WAVE_BAND', 'NEWER_KEYS', 'COARSEST', 'DRAWN',
-           'DRAWN_LAST', 'IMAGING', 'check_spread', 'bounds', 'draw', 'SampleSet', 'Specimen', 'Calculation', 'Recipe',
-           'fingerprint', 'tubes_of', 'named_supports', 'make_recipe', 'load_recipe', 'recorded_recipe', 'wave_recipe']
+           'DRAWN_LAST', 'IMAGING', 'check_spread', 'bounds', 'draw', 'SampleSet', 'Nanotubes', 'Specimen',
+           'Calculation', 'Recipe', 'fingerprint', 'tubes_of', 'named_supports', 'make_recipe', 'load_recipe',
+           'recorded_recipe', 'wave_recipe']
 
 # %% ../../nbs/datasets/00_recipes.ipynb #0e7bbd09
 from dataclasses import asdict, dataclass
@@ -112,12 +113,23 @@ class SampleSet:
     classes: tuple = ()  # default: `SHAPES` for particles and fields, `FORMS` for forms, else all that the kind has
     weights: tuple = ()  # shares of the classes; default: equal
 
+# %% ../../nbs/datasets/00_recipes.ipynb #e08541ae
+@dataclass(frozen=True, kw_only=True)
+class Nanotubes(SampleSet):
+    "What nanotubes are like, beyond what they share with particles."
+    tubes: tuple = ()  # chiral indices of the outer wall, such as [[10, 5], [9, 9]]; none: all of these diameters
+    leave_out: tuple = ()  # indices that are not among them
+    in_plane_deg: Spread = 0.  # from the vertical
+    curvature: Spread = 0.  # 1/nm, of the axis
+    stone_wales: Spread = 0.  # share of bonds that are turned
+    flexural_nm: Spread = 0.  # motion along the radius, root mean square
+
 # %% ../../nbs/datasets/00_recipes.ipynb #4c3b49be
 @dataclass(frozen=True, kw_only=True)
-class Specimen(SampleSet):
+class Specimen(Nanotubes):
     "What is imaged."
     element: str|tuple = 'Au'  # forms: or a list of metals
-    size_nm: Spread = 5.  # diameter; particles: of the sphere through the corners; columns: of the outline; nanotubes: between the ends of this
+    size_nm: Spread = 5.  # diameter; particles: of the sphere through the corners; columns: of the outline
     truncation: Spread = 1/3  # of truncated octahedra, 0 … ½; of forms, 0 octahedron … ½ cuboctahedron … 1 cube
     edges: Spread = 0.  # forms: depth of the {110} facets
     irregularity: Spread = 0.  # forms: share by which each facet's distance varies
@@ -133,12 +145,6 @@ class Specimen(SampleSet):
     vacancies: Spread = 0.  # columns, nanotubes: share of atoms
     adatoms: Spread = 0.  # columns: share of columns
     tilt_deg: Spread = 0.  # columns: off the zone axis; nanotubes: out of the image's plane
-    tubes: tuple = ()  # nanotubes: chiral indices of the outer wall, such as [[10, 5], [9, 9]]; none: all of these diameters
-    leave_out: tuple = ()  # nanotubes: indices that are not among them
-    in_plane_deg: Spread = 0.  # nanotubes: from the vertical
-    curvature: Spread = 0.  # nanotubes: 1/nm, of the axis
-    stone_wales: Spread = 0.  # nanotubes: share of bonds that are turned
-    flexural_nm: Spread = 0.  # nanotubes: motion along the radius, root mean square
     particles: Spread = 20.  # fields: how many
     touching: Spread = 0.  # fields: share of the particles that are pushed against their nearest neighbour
     orientations: str|int = 'random'  # or 'facet down', or N: only N evenly spread ones
@@ -210,8 +216,8 @@ def __len__(self:Recipe): return self.structures*self.views
 NEWER_KEYS = {  # keys that the first data sets did not have, and the value that they imply
     'touching': 0., 'facets': 0., 'wave_gpts': 'out_gpts', 'edge': 'taper', 'planes': 'entrance', 'debye_waller': False,
     'absorption': 0., 'maps': False, 'foci': 1, 'aperture_mrad': None, 'pixel_integration': False, 'ntf': None, 'dqe': 1., 'gain': 1.,
-    'offset': 0., 'edges': 0., 'irregularity': 0., 'roundness': 0., 'surface': 0., 'strain': 0., 'tubes': (), 'leave_out': (), 'in_plane_deg': 0.,
-    'curvature': 0., 'stone_wales': 0., 'flexural_nm': 0.}
+    'offset': 0., 'edges': 0., 'irregularity': 0., 'roundness': 0., 'surface': 0., 'strain': 0., 'tubes': (),
+    'leave_out': (), 'in_plane_deg': 0., 'curvature': 0., 'stone_wales': 0., 'flexural_nm': 0.}
 
 def _implied(values, k): return values['out_gpts'] if k == 'wave_gpts' else NEWER_KEYS[k]
 
@@ -327,6 +333,17 @@ def _check_limits(r):
         if b[0] < low or b[1] > high or not (ends or low < b[0] <= b[1] < high):
             raise UserError(f'{k} must lie between {low:g} and {high:g}, not {b}')
 
+# %% ../../nbs/datasets/00_recipes.ipynb #728fcf8d
+def _check_tubes(r):
+    for k in ('tubes', 'leave_out'):
+        for t in getattr(r, k):
+            pair = isinstance(t, (list, tuple)) and len(t) == 2 and all(type(v) is int for v in t)
+            if not (pair and 3 <= t[0] and 0 <= t[1] <= t[0]):
+                raise UserError(f'{k} must be a list of chiral indices n, m with n ≥ 3 and 0 ≤ m ≤ n, such as [[10, 5], [9, 9]], not {t!r}')
+    if r.kind != 'nanotubes': return
+    if not (left := tubes_of(r)): raise UserError('size_nm, tubes and leave_out leave no tube')
+    if WALLED[1] in r.classes and not any(inner_walls(*t) for t in left): raise UserError('size_nm: no tube fits into one of these')
+
 # %% ../../nbs/datasets/00_recipes.ipynb #a1d44ca4
 def _check_heights(r):
     whole = len(r.heights) == 2 and all(isinstance(h, int) for h in r.heights)
@@ -334,15 +351,6 @@ def _check_heights(r):
         raise UserError(f'heights must be two whole numbers from 1 to 100, the smaller first, not {list(r.heights)!r}')
 
 _AT_MOST = {'structures': 10**7, 'views': 10**5, 'images': 10**4, 'gpts': 8192, 'out_gpts': 8192, 'foci': 100}
-
-def _check_tubes(r):
-    for k in ('tubes', 'leave_out'):
-        for t in getattr(r, k):
-            if not (isinstance(t, (list, tuple)) and len(t) == 2 and all(type(v) is int for v in t) and 3 <= t[0] and 0 <= t[1] <= t[0]):
-                raise UserError(f'{k} must be a list of chiral indices such as [[10, 5], [9, 9]], n ≥ 3 and 0 ≤ m ≤ n, not {t!r}')
-    if r.kind != 'nanotubes': return
-    if not (left := tubes_of(r)): raise UserError('size_nm, tubes and leave_out leave no tube')
-    if WALLED[1] in r.classes and not any(inner_walls(*t) for t in left): raise UserError('size_nm: no tube fits into one of these')
 
 def _check_amounts(r):  # whole numbers that nothing could be made of
     for k, most in _AT_MOST.items():

@@ -25,9 +25,10 @@ from ..simulate.columns import column_crystal, column_table, tilted, with_adatom
 from ..simulate.multislice import debye_waller_factors, exit_waves
 from ..simulate.microscope import Microscope
 from ..simulate.forms import CRYSTALS, LIMITS, PACKED, form_particle
-from ..simulate.nanotubes import (bent, carbon_nanotube, chiral_angle, inner_walls, tube_diameter, with_flexural_motion,
-                                          with_tube_defects)
-from .recipes import DRAWN, DRAWN_LAST, NEWER_KEYS, WALLED, bounds, draw, named_supports, tubes_of, Recipe
+from ..simulate.nanotubes import (bent, carbon_nanotube, chiral_angle, inner_walls, tube_diameter,
+                                          with_flexural_motion, with_tube_defects)
+from .recipes import (DRAWN, DRAWN_LAST, NEWER_KEYS, WALLED, bounds, draw, named_supports, tubes_of,
+                                        Recipe)
 
 # %% ../../nbs/datasets/01_samples.ipynb #f4701b14
 def class_of(
@@ -149,8 +150,9 @@ def _labels(r, p, turned):  # what is known of one particle
 
 def _tube_labels(turned):  # of the outer wall, and the inner one's indices (0, 0: there is none); Å, rad
     *inner, (n, m) = turned.info['walls']
-    return dict(n=n, m=m, diameter=tube_diameter(n, m), chiral_angle=chiral_angle(n, m), inner_n=inner[0][0] if inner else 0,
-                inner_m=inner[0][1] if inner else 0, **{k: float(turned.info[k]) for k in ('tilt', 'in_plane')})
+    inside = dict(zip(('inner_n', 'inner_m'), inner[0] if inner else (0, 0)))
+    return inside | dict(n=n, m=m, diameter=tube_diameter(n, m), chiral_angle=chiral_angle(n, m),
+                         **{k: float(turned.info[k]) for k in ('tilt', 'in_plane')})
 
 def _grain_labels(r, p):
     faceted = dict(faceted=int('facet_distances' in p.info)) if r.facets else {}

@@ -17,13 +17,15 @@ from .multi_task import coarse_maps, map_loss
 
 # %% ../../nbs/learn/10_dense_targets.ipynb #940e3be2
 class DenseLoader(WaveLoader):  # of particles with maps
-    "fastai `DataLoader` over samples with maps: batches are (network input, class index and maps (n, 1 + 2·y/8·x/8)), fresh each epoch."
+    """fastai `DataLoader` over samples with maps: batches are (network input, goals), fresh each epoch. Goals are class index and
+    maps (n, 1 + 2·y/8·x/8)."""
     def create_batch(self, rows):
         waves, _, n, y = super().create_batch(rows)
         return waves, torch.from_numpy(self.store.maps(n)), n, y
     def after_batch(self, b):
         waves, thickness, n, y = b
-        made = [(*self._pair(part, waves[rows], thickness[rows], k), y[rows]) for part, rows, k in self.store.parts(n.cpu().numpy())]
+        made = [(*self._pair(part, waves[rows], thickness[rows], k), y[rows])
+                for part, rows, k in self.store.parts(n.cpu().numpy())]
         image, maps, y = map(torch.cat, zip(*made))
         return network_input(image), torch.cat([y[:, None], maps.flatten(1)], 1)
     def _pair(self, part, waves, thickness, numbers):
@@ -61,7 +63,7 @@ def with_maps(arch:str)->bool:
     "Whether a network of this name learns maps beside its class."
     return isinstance(arch, str) and arch.startswith('fringes') and arch.endswith('_maps')
 
-def class_loaders(store:Store, train, valid, arch:str, bs:int=32, **how)->tuple[DataLoaders,object]:  # loaders; loss, None: the usual one
-    "What a network of this name is trained with: `dense_loaders` for one with maps, else `dataloaders`."
+def class_loaders(store:Store, train, valid, arch:str, bs:int=32, **how)->tuple[DataLoaders,object]:  # loaders; loss
+    "What a network of this name is trained with: `dense_loaders` for one with maps, else `dataloaders` and None."
     if with_maps(arch): return dense_loaders(store, train, valid, bs, **how), class_and_map_loss
     return dataloaders(store, train, valid, bs, **how), None

@@ -160,9 +160,10 @@ def _asked(dls, patience, begin=None, arch='', opt='adam', **settings):
     more = dict(patience=patience or None, begin=None if begin is None else weights_name(begin), opt=None if opt == 'adam' else opt)
     return dict(settings, data=getattr(dls, 'about', len(dls.train_ds)), **{k: v for k, v in more.items() if v})
 
-# %% ../../nbs/learn/01_train.ipynb #7495754b
-OPTIMISERS = {'adam': Adam, 'ranger': ranger, 'lamb': Lamb}  # of fastai, by name
+# %% ../../nbs/learn/01_train.ipynb #bb657632
+OPTIMISERS = {'adam': Adam, 'ranger': ranger, 'lamb': Lamb}
 
+# %% ../../nbs/learn/01_train.ipynb #7495754b
 def _callbacks(log, checkpoint, asked, average, patience):
     return [Average()]*average + [Checkpoint(log, checkpoint, asked)] + [Patience(patience)]*bool(patience)
 

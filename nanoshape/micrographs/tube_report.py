@@ -17,28 +17,32 @@ from .report import DPI, file_words, html_page, png_url
 from .tubes import LinePower, Tube, candidates, find_tube, line_orders, line_power
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #9beac473
-SURE, LINES_SHOW = .9, 40.  # probability from which indices are told; gain of likelihood from which there are layer lines. Our choices
+SURE, LINES_SHOW = .9, 40.  # probability from which indices are told; gain from which there are lines. Our choices
 
 def indices_told(table:pd.DataFrame)->bool:
     "Whether one of the candidates is likely enough, and its lines strong enough, to be told."
     return bool(table.probability[0] >= SURE and table.gain[0] >= LINES_SHOW)
 
+# %% ../../nbs/micrographs/08_tube_report.ipynb #a35f3e8a
+_NO_LINES = ', whose layer lines do not show, so that its chiral indices are not told'
+
 def _wall_words(table, diameter):  # of one wall
     if not len(table): return f'{diameter/NM:.2f} nm'
     best = table.iloc[0]
-    if table.gain[0] < LINES_SHOW: return f'{diameter/NM:.2f} nm, whose layer lines do not show, so that its chiral indices are not told'
+    if table.gain[0] < LINES_SHOW: return f'{diameter/NM:.2f} nm{_NO_LINES}'
     if not indices_told(table):
         some = ', '.join(f'({r.n}, {r.m}) {r.probability:.0%}' for r in table.head(3).itertuples())
         return f'{diameter/NM:.2f} nm, for which several chiral indices are likely: {some}'
-    return (f'{diameter/NM:.2f} nm, ({best.n:.0f}, {best.m:.0f}) with a probability of {best.probability:.0%}: chiral angle {best.chiral_deg:.1f}°, '
-            f'tilted by {best.tilt_deg:.0f}° or so')
+    return (f'{diameter/NM:.2f} nm, ({best.n:.0f}, {best.m:.0f}) with a probability of {best.probability:.0%}: '
+            f'chiral angle {best.chiral_deg:.1f}°, tilted by {best.tilt_deg:.0f}° or so')
 
+# %% ../../nbs/micrographs/08_tube_report.ipynb #fdc95267
 def summarise_tube(m:Micrograph, tube:Tube, tables:list[pd.DataFrame])->str:
     "Two sentences; `tables`: of each wall, from the inside out."
     kind = 'tube of one wall' if len(tables) == 1 else 'tube of two walls'
     words = '; within it '.join(_wall_words(t, d) for t, d in [*zip(tables, tube.walls.diameters)][::-1])
-    return (f'{m.name}: a {kind}, {words}. A hollow cylinder explains {tube.walls.explained:.0%} of the profile across it, '
-            f'{tube.walls.focus/NM:.0f} nm underfocus; a tube and its mirror image are not told apart.')
+    return (f'{m.name}: a {kind}, {words}. A hollow cylinder at {tube.walls.focus/NM:.0f} nm underfocus explains '
+            f'{tube.walls.explained:.0%} of the profile across it; a tube and its mirror image are not told apart.')
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #7fc4ff40
 def _profile(ax, tube):
@@ -48,6 +52,7 @@ def _profile(ax, tube):
     ax.plot(x, np.fft.fftshift(model), label='cylinder', lw=1)
     ax.set(xlabel='across (nm)', ylabel='contrast', title='walls'); ax.legend(fontsize=6)
 
+# %% ../../nbs/micrographs/08_tube_report.ipynb #8e783131
 def _lines(ax, power, best):  # and where the likeliest tube has its lines
     shown = (power.along > .06) & (power.along < .6)
     rows = power.power[:, np.abs(power.across) < .6].mean(1)[shown]
@@ -67,10 +72,11 @@ def plot_tube(tube:Tube, power:LinePower, best:pd.Series|None=None)->np.ndarray:
     return axs
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #4e370f4a
-CAUTION = ('Voltage and spherical aberration are taken as given, the tube as one of one wall or two, tilted by at most 10°, and the carbon '
-           'as undisturbed. A probability compares the candidates with each other: it does not say that any of them is right.')
-LEGEND = ('Also in tube.csv. wall: 0 is the outer one; n, m: chiral indices; chiral_deg: chiral angle, 0° zigzag, 30° armchair; tilt_deg: out of the '
-          "image's plane; gain: log likelihood of the layer lines over noise alone.")
+CAUTION = ('Voltage and spherical aberration are taken as given, the tube as one of one wall or two, tilted by at most '
+           '10°, and the carbon as undisturbed. A probability compares the candidates with each other: it does not say '
+           'that any of them is right. Real tubes have not been tested yet.')
+LEGEND = ('Also in tube.csv. wall: 0 is the outer one; n, m: chiral indices; chiral_deg: chiral angle, 0° zigzag, 30° '
+          "armchair; tilt_deg: out of the image's plane; gain: log likelihood of the layer lines over noise alone.")
 
 def _assumed(m, energy, Cs):  # what neither the file nor a person has said
     words = [] if m.voltage else [f'{energy/1e3:g} kV (another with --kv)']
@@ -78,6 +84,19 @@ def _assumed(m, energy, Cs):  # what neither the file nor a person has said
     return [f'Assumed: {" and ".join(words)}.'] if words else []
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #7ecfdd62
+def _record(m, tube, params):  # run.json
+    axis = {k: float(getattr(tube.axis, k)) for k in ('x', 'y', 'angle', 'curvature')}
+    return dict(params, file=m.file, sampling_nm=m.sampling/NM, diameters_nm=[d/NM for d in tube.walls.diameters],
+                focus_nm=tube.walls.focus/NM, explained=tube.walls.explained, axis=axis, axis_sampling_nm=tube.sampling/NM,
+                **provenance())
+
+def _page(m, text, table, png, made, assumed):  # HTML
+    picture = dict(src=png_url(png), title='The tube', alt='tube upright, profile of its walls, layer lines',
+                   text='Dashed: the lines of the likeliest tube, with the order of their Bessel function.')
+    notes, said = [*filter(None, [file_words(m)]), *m.notes, *assumed, CAUTION], '\n'.join(f'{k}: {v}' for k, v in made.items())
+    return html_page(m.name, text, table, [picture], notes, said, 'Candidates', LEGEND)
+
+# %% ../../nbs/micrographs/08_tube_report.ipynb #3942764e
 def write_tube(
     m:Micrograph,
     out:str|Path,  # folder; of an earlier result in it, the files that it wrote are replaced
@@ -88,20 +107,15 @@ def write_tube(
     "Read a tube, and write tube.csv, tube.png, run.json and report.html. Raises `UserError` as `find_tube` does."
     use_style()
     tube = find_tube(m, place, energy, Cs)
-    power, walls = line_power(tube), range(len(tube.walls.diameters))
-    tables = [candidates(tube, power, wall) for wall in walls]
-    text, best = summarise_tube(m, tube, tables), tables[-1].iloc[0] if len(tables[-1]) else None
+    power = line_power(tube)
+    tables = [candidates(tube, power, wall) for wall in range(len(tube.walls.diameters))]
+    best = tables[-1].iloc[0] if len(tables[-1]) else None
     png = as_png(plot_tube(tube, power, best)[0].figure, DPI)
-    table = pd.concat([t[t.probability >= .001].assign(wall=len(tables) - 1 - k) for k, t in enumerate(tables)][::-1]).round(4)
-    axis = {k: float(getattr(tube.axis, k)) for k in ('x', 'y', 'angle', 'curvature')}
-    made = dict(params, file=m.file, sampling_nm=m.sampling/NM, diameters_nm=[d/NM for d in tube.walls.diameters], focus_nm=tube.walls.focus/NM,
-                explained=tube.walls.explained, axis=axis, axis_sampling_nm=tube.sampling/NM, **provenance())
-    notes, said = [*filter(None, [file_words(m)]), *m.notes, *_assumed(m, energy, Cs), CAUTION], '\n'.join(f'{k}: {v}' for k, v in made.items())
-    picture = dict(src=png_url(png), title='The tube', alt='tube upright, profile of its walls, layer lines',
-                   text='Dashed: the lines of the likeliest tube, with the order of their Bessel function.')
+    rows = [t[t.probability >= .001].assign(wall=k) for k, t in enumerate(tables[::-1])]
+    text, table, made = summarise_tube(m, tube, tables), pd.concat(rows).round(4), _record(m, tube, params)
     with result_folder(out, kind=TUBES) as folder:
         table.to_csv(folder/'tube.csv', index=False)
         (folder/'tube.png').write_bytes(png)
         write_json(folder/'run.json', made)
-        (folder/'report.html').write_text(html_page(m.name, text, table, [picture], notes, said, 'Candidates', LEGEND), encoding='utf-8')
+        (folder/'report.html').write_text(_page(m, text, table, png, made, _assumed(m, energy, Cs)), encoding='utf-8')
     return text

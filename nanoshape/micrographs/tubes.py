@@ -32,6 +32,7 @@ class Axis:
     angle: float = 0.  # rad, of its direction there, from the vertical towards +x
     curvature: float = 0.  # 1/pixel
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #5ddf8a87
 def along_axis(
     image:np.ndarray,  # (y, x)
     axis:Axis, n:int,  # pixels of what comes out
@@ -57,11 +58,14 @@ def _rays(image, sampling, angles):  # mean power, over its ring's median, along
     at = n//2 + np.multiply.outer([-np.sin(angles), np.cos(angles)], r)
     return np.log1p(ndimage.map_coordinates(power, at, order=1)).mean(1)
 
-def axis_angle_of(image:np.ndarray, sampling:float)->tuple[float,float]:  # rad; how far its ray stands out, in standard deviations
-    "Direction of what is alike along a line through the image, from the vertical towards +x."
+# %% ../../nbs/micrographs/07_tubes.ipynb #93e8096d
+def axis_angle_of(image:np.ndarray, sampling:float)->tuple[float,float]:  # rad; standard deviations
+    "Direction of what is alike along a line, from the vertical towards +x; and how far its ray stands out."
     angles = np.radians(np.arange(-90, 90, .5))
     rays = _rays(image, sampling, angles)
-    return float(angles[rays.argmax()]), float((rays.max() - np.median(rays))/max(np.median(np.abs(rays - np.median(rays))), 1e-9)/1.48)
+    middle = np.median(rays)
+    scatter = 1.48*np.median(np.abs(rays - middle))
+    return float(angles[rays.argmax()]), float((rays.max() - middle)/max(scatter, 1e-9))
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #8af30864
 DENSITY = 4/(3*3**.5*BOND**2)  # atoms per Å² of graphene
@@ -93,6 +97,7 @@ class Walls:
     amount: float  # of that contrast which is there
     tried: np.ndarray; shares: np.ndarray  # diameters of the outer wall (Å), and what each explains
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #1076d6b5
 def _best_place(spectra, profile):  # share explained, where, and how much of each (…, n/2 + 1)
     n = len(profile)
     c = np.fft.irfft(spectra.conj()*np.fft.rfft(profile - profile.mean()), n)
@@ -140,6 +145,7 @@ def _moved_axis(axis, shift, slope, bend):  # by an arc in its own frame: pixels
     c, s = np.cos(axis.angle), np.sin(axis.angle)
     return Axis(axis.x + shift*c, axis.y - shift*s, axis.angle + np.arctan(slope), axis.curvature + 2*bend)
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #86743745
 def _better_axis(upright, walls, axis, sampling):  # and the strips' scatter about the arc, pixels
     t, off = _strip_offsets(upright, walls, sampling)
     kept = np.ones(len(t), bool)
@@ -159,6 +165,7 @@ def foci_for(energy:float, Cs:float)->np.ndarray:  # Å
     middle = scherzer(energy, Cs) if Cs > 1e6 else 0.
     return middle + np.arange(-150. if middle == 0 else -500., 151 if middle == 0 else 301, 10.)
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #fb65b149
 @dataclass(frozen=True)
 class Tube:
     "A tube, upright."
@@ -175,6 +182,7 @@ TWO_WALLS = 6.  # log likelihood that a second wall has to bring; our choice
 def _better(first, second):  # log likelihood by which one profile's fit is better than another
     return NUMBERS/2*np.log(max(1 - second, 1e-6)/max(1 - first, 1e-6))
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #5bb693e8
 def traced(
     image:np.ndarray,  # (y, x), relative to the background
     axis:Axis,  # about
@@ -207,11 +215,12 @@ def line_orders(
     return sorted((abs(along(h, k)), int(np.copysign(1, along(h, k)))*(h*n + k*m)) for h, k in vectors)
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #11c470ba
-def _windowed_power(image, w):  # power spectrum (2n/2 + 1, n) of an upright image under a window across; frequency along y first, twice as fine
-    n = len(image)
-    a = image*w*np.hanning(n)[:, None]
-    return np.abs(np.fft.fft(np.fft.rfft(np.pad(a, ((0, n), (0, 0))), axis=0), axis=1))**2/((w**2).sum()*(np.hanning(n)**2).sum())
+def _windowed_power(image, w):  # power spectrum (n + 1, n) of an upright image, twice as fine along the axis
+    n, along = len(image), np.hanning(len(image))
+    a = np.pad(image*w*along[:, None], ((0, n), (0, 0)))
+    return np.abs(np.fft.fft(np.fft.rfft(a, axis=0), axis=1))**2/((w**2).sum()*(along**2).sum())
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #87b02597
 @dataclass(frozen=True)
 class LinePower:
     "Power of a tube over that of the noise."
@@ -219,12 +228,14 @@ class LinePower:
     power: np.ndarray  # (ny, nx)
     length: float  # Å of the tube
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #a74ef114
 def line_power(tube:Tube)->LinePower:
     "Raises `UserError` where there is no background beside the tube."
     n, s, r = len(tube.image), tube.sampling, tube.walls.diameters[-1]/2
     x = np.abs(np.arange(n) - n/2)*s
     beside = np.clip((x - r - 10)/4, 0, 1)
-    if beside.sum()*s < 15: raise UserError('too little background beside the tube to measure the noise: take a larger part of the image')
+    if beside.sum()*s < 15:
+        raise UserError('too little background beside the tube to measure the noise: take a larger part of the image')
     qy, qx = np.fft.rfftfreq(2*n, s), np.fft.fftfreq(n, s)
     ring, noise = np.round(np.hypot(qy[:, None], qx)/.02).astype(int), _windowed_power(tube.image, beside)
     free = (qy[:, None] > .04) & np.ones(n, bool)
@@ -251,6 +262,7 @@ def _groups(lines, apart):  # of lines nearer than this to the next one
         else: out.append([line])
     return out
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #033b4241
 def _group_gain(power, group, radius, tilt):  # log likelihood over that of noise alone, for each of `AMOUNTS`
     low, high = (group[k][0]/np.cos(tilt) + s*2/power.length for k, s in ((0, -1), (-1, 1)))
     rows = (power.along >= low) & (power.along <= high)
@@ -259,6 +271,7 @@ def _group_gain(power, group, radius, tilt):  # log likelihood over that of nois
     phases = np.exp(1j*np.pi/4*np.arange(8)) if len(parts) > 1 else [1.]
     return np.max([_gain(seen, np.abs(parts[0] + sum(parts[1:])*p)**2) for p in phases], 0)
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #a4eecce7
 def _gain(seen, shape):
     kept = shape > 1e-4*(peak := max(shape.max(), 1e-30))
     wrong = 1 + BELIEVED*AMOUNTS[:, None]*peak/REFERENCE
@@ -297,6 +310,7 @@ def _finer(power, n, m, gain, tilt):  # gain and tilt of one candidate, searched
     tries = product(np.abs(tilt + FINER), SCALES)
     return max([(gain, tilt), *((line_gain(power, n, m, t, s), t) for t, s in tries)])
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #13dc0e28
 def candidates(
     tube:Tube, power:LinePower|None=None,
     wall:int=-1,  # -1: the outer one; 0: the inner
@@ -305,37 +319,45 @@ def candidates(
     power, (tubes, score) = power or line_power(tube), _by_diameter(tube, wall)
     gains = np.array([[line_gain(power, *t, tilt) for tilt in TILTS] for t in tubes])
     gain, tilt = gains.max(1), TILTS[gains.argmax(1)]
-    for k in np.argsort(-gain/TEMPERATURE - score)[:REFINED]: gain[k], tilt[k] = _finer(power, *tubes[k], gain[k], tilt[k])
+    for k in np.argsort(-gain/TEMPERATURE - score)[:REFINED]:
+        gain[k], tilt[k] = _finer(power, *tubes[k], gain[k], tilt[k])
     p = np.exp((total := gain/TEMPERATURE + score) - total.max())
     t = pd.DataFrame(tubes, columns=['n', 'm']).assign(diameter_nm=[tube_diameter(*x)/NM for x in tubes],
-        chiral_deg=[np.degrees(chiral_angle(*x)) for x in tubes], tilt_deg=np.degrees(tilt), gain=gain, probability=p/p.sum())
+        chiral_deg=[np.degrees(chiral_angle(*x)) for x in tubes], tilt_deg=np.degrees(tilt), gain=gain,
+        probability=p/p.sum())
     return t.sort_values('probability', ascending=False, ignore_index=True)
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #c1f9d50d
-EXPLAINED, EACH_SIDE, SCATTER = .3, .2, .25  # of a profile, and of either half of it, at least; Å of the strips at most. Our choices
+EXPLAINED, EACH_SIDE, SCATTER = .3, .2, .25  # of a profile, and of either half of it, at least; Å at most. Our choices
 
 def _worse_side(tube):  # share of the profile explained on that side of the axis where it is less
     p, n = tube.image.mean(0), len(tube.image)
-    model, p = np.roll(np.fft.irfft(tube.walls.amount*tube.walls.spectrum, n), n//2 + int(tube.walls.place)), p - p.mean()
-    middle = n//2 + int(tube.walls.place)
+    middle, p = n//2 + int(tube.walls.place), p - p.mean()
+    model = np.roll(np.fft.irfft(tube.walls.amount*tube.walls.spectrum, n), middle)
     return min(1 - ((p - model)[k]**2).sum()/max((p[k]**2).sum(), 1e-30) for k in (slice(middle), slice(middle, n)))
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #2ec684d5
 def _like_a_tube(tube):
     return tube.walls.explained > EXPLAINED and tube.scatter < SCATTER and _worse_side(tube) > EACH_SIDE
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #bb4fd7e0
 def _check_tube_image(m):  # Raises `UserError`
     if m.bright: raise UserError('this is a dark-field image, and tubes are read in bright-field images only')
     if m.sampling > COARSEST:
-        raise UserError(f'pixels of {m.sampling/NM:.3g} nm do not show the lattice of graphene: take an image with less than {COARSEST/NM:.2f} nm')
+        raise UserError(f'pixels of {m.sampling/NM:.3g} nm do not show the lattice of graphene: '
+                        f'take an image with less than {COARSEST/NM:.2f} nm')
     if min(m.image.shape)*m.sampling < .8*FIELD:
-        raise UserError(f'the image is {min(m.image.shape)*m.sampling/NM:.1f} nm wide, and {.8*FIELD/NM:.0f} nm of a tube are needed')
+        width = min(m.image.shape)*m.sampling/NM
+        raise UserError(f'the image is {width:.1f} nm wide, and {.8*FIELD/NM:.0f} nm of a tube are needed')
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #3b49a9ec
 def _squares(image, sampling, place):  # middles (x, y) of the squares that are looked at, pixels
     n, (h, w) = round(FIELD/sampling), image.shape
     if place: return [place]
     along = lambda size: np.linspace(min(n, size)/2, size - min(n, size)/2, max(1, int(np.ceil(2*(size - n)/n)) + 1))
     return [*product(along(w), along(h))]
 
+# %% ../../nbs/micrographs/07_tubes.ipynb #1936ebcc
 def _cut(image, x, y, n):  # the square around (x, y), as far as it lies in the image
     x, y = (int(np.clip(v - n/2, 0, max(0, size - n))) for v, size in ((x, image.shape[1]), (y, image.shape[0])))
     return image[y:y + n, x:x + n]
@@ -348,20 +370,22 @@ def find_tube(
     place:tuple[float,float]|None=None,  # x and y in pixels of the image, near the tube; none: the clearest one
     energy:float=80e3, Cs:float=0.,  # eV and Å, where the micrograph does not say them
 )->Tube:
-    """The clearest tube. Raises `UserError` for dark field, pixels that are too coarse, an image that is too small, and where nothing
-    is like a tube."""
+    """The clearest tube. Raises `UserError` for dark field, pixels that are too coarse, an image that is too small, and
+    where nothing is like a tube."""
     _check_tube_image(m)
     image, s = (resampled(m.image, m.sampling, PIXEL), PIXEL) if m.sampling < .75*PIXEL else (m.image, m.sampling)
     place = place and tuple(v*m.sampling/s for v in place)
     how, n = (s, m.voltage or energy, Cs if m.Cs is None else m.Cs), round(FIELD/s)
     relative = image/np.median(image) - 1
     seen = [(*axis_angle_of(_cut(relative, x, y, n), s)[::-1], x, y) for x, y in _squares(image, s, place)]
-    tubes = [traced(relative, Axis(x, y, angle), *how, foci_for(*how[1:])) for _, angle, x, y in sorted(seen)[::-1][:TRIED]]
+    tubes = [traced(relative, Axis(x, y, angle), *how, foci_for(*how[1:]))
+             for _, angle, x, y in sorted(seen)[::-1][:TRIED]]
     good = [t for t in tubes if _like_a_tube(t)]
-    if not good: raise UserError('nothing here is like the two walls of a tube: cut out a part where one runs straight, or give its place')
+    if not good: raise UserError(_NONE)
     best = max(good, key=lambda t: t.walls.explained)
     if not DIAMETERS[0] + .5 < best.walls.diameters[-1] < DIAMETERS[1] - .5: raise UserError(_OUTSIDE)
     return best
 
-_OUTSIDE = f'the tube is narrower than {DIAMETERS[0]/NM:.1f} nm or wider than {DIAMETERS[1]/NM:.1f} nm, and such tubes are not read'
+_NONE = 'nothing here is like the two walls of a tube: cut out a part where one runs straight, or give its place'
+_OUTSIDE = f'the tube is not between {DIAMETERS[0]/NM:.1f} and {DIAMETERS[1]/NM:.1f} nm wide, and only such tubes are read'
 

@@ -37,8 +37,8 @@ def tube_recipe(
     if what not in WHAT: raise UserError(f'there are no tests of {what!r}: choose one of {", ".join(WHAT)}')
     spread = lambda v: v[0] if len(v) == 1 else {'uniform': [*v]}
     kind = what if what in WALLED else WALLED[0]
-    return load_recipe(own_file('data/recipes/nanotubes.yaml'), structures=tubes, classes=[kind], weights=[], energy_kev=energy_kev,
-                       Cs_um=spread(Cs_um), defocus_nm=spread(defocus_nm), dose=dose, tilt_deg=spread(tilt_deg),
+    return load_recipe(own_file('data/recipes/nanotubes.yaml'), structures=tubes, classes=[kind], weights=[],
+                       energy_kev=energy_kev, Cs_um=spread(Cs_um), defocus_nm=spread(defocus_nm), dose=dose, tilt_deg=spread(tilt_deg),
                        seed=7700 + 100*WHAT.index(what) + seed, **({} if film else dict(support_nm=0)) | keys)
 
 # %% ../../nbs/studies/06_tube_tests.ipynb #4eacd104
@@ -47,12 +47,12 @@ def graphene_sheet(
     generator:np.random.Generator,
 )->Atoms:
     "Half of a box full of graphene, turned at random, with one straight edge."
-    n, a = int(width/BOND), 3**.5*BOND
+    n, a, (turn, edge) = int(width/BOND), 3**.5*BOND, generator.uniform(0, 2*np.pi, 2)
     i, j, s = np.mgrid[-n:n + 1, -n:n + 1, 0:2].reshape(3, -1)
     x, y = a*(i + j/2 + s/2), a*3**.5/2*(j + s/3)
-    turn, edge = generator.uniform(0, 2*np.pi, 2)
     p = np.stack([x*np.cos(turn) - y*np.sin(turn), x*np.sin(turn) + y*np.cos(turn), 0*x], 1)
-    inside = (np.abs(p[:, :2]) < width/2 - 1).all(1) & (p[:, 0]*np.cos(edge) + p[:, 1]*np.sin(edge) < generator.uniform(-width/4, width/4))
+    beyond = p@[np.cos(edge), np.sin(edge), 0] > generator.uniform(-width/4, width/4)
+    inside = (np.abs(p[:, :2]) < width/2 - 1).all(1) & ~beyond
     return Atoms(numbers=np.full(inside.sum(), 6), positions=p[inside], info=dict(size=width))
 
 # %% ../../nbs/studies/06_tube_tests.ipynb #5439deb5
@@ -63,6 +63,7 @@ def _scene(kind, width, g):  # a structure without a tube in its cell
     if kind == 2: return assemble(graphene_sheet(width, g), width)
     return assemble(rotated(particle('truncated octahedron', g.uniform(20, 60), g, 'Au'), random_rotation(g)), width)
 
+# %% ../../nbs/studies/06_tube_tests.ipynb #b715961b
 def image_without_tube(recipe:Recipe, i:int)->Micrograph:
     "Particle, film or sheet, in turn, under the microscope of sample i."
     g, m, width = rng(recipe.seed, 'no tube', i), conditions(recipe, [i]), recipe.box_nm*NM
@@ -75,16 +76,22 @@ def tube_score(
     truth:dict,  # labels of the sample
     tables:Sequence[pd.DataFrame],  # of `candidates`, from the inside out
 )->dict:  # plain values
-    "Whether the outer wall's indices come first, among the first three, are told, and told wrong; errors of the first; the inner wall's."
+    "Whether the outer wall's indices come first, among the first three, are told, and told wrong; the first's errors."
     outer, walls = tables[-1], 2 if truth['inner_n'] else 1
-    true = [(r.n, r.m) == (truth['n'], truth['m']) for r in outer.itertuples()]
+    true = _is(outer, truth['n'], truth['m'])
     first, told = bool(true and true[0]), bool(len(outer) and indices_told(outer))
-    out = dict(first=first, three=any(true[:3]), told=told, wrong_told=told and not first, walls_right=len(tables) == walls)
+    out = dict(first=first, three=any(true[:3]), told=told, wrong_told=told and not first)
+    out['walls_right'] = len(tables) == walls
     if len(outer): out |= _errors(truth, outer.iloc[0])
-    if walls == 2: out['inner_first'] = len(tables) == 2 and [*tables[0][['n', 'm']].head(1).itertuples(index=False, name=None)] == [
-        (truth['inner_n'], truth['inner_m'])]
+    inner = _is(tables[0], truth['inner_n'], truth['inner_m']) if len(tables) == 2 else []
+    if walls == 2: out['inner_first'] = bool(inner and inner[0])
     return out
 
+# %% ../../nbs/studies/06_tube_tests.ipynb #02b6b963
 def _errors(truth, best):  # of a candidate's numbers
-    return dict(diameter_error_nm=best.diameter_nm - truth['diameter']/NM, chiral_error_deg=best.chiral_deg - np.degrees(truth['chiral_angle']),
+    return dict(diameter_error_nm=best.diameter_nm - truth['diameter']/NM,
+                chiral_error_deg=best.chiral_deg - np.degrees(truth['chiral_angle']),
                 tilt_error_deg=best.tilt_deg - np.degrees(truth['tilt']), gain=best.gain, probability=best.probability)
+
+# %% ../../nbs/studies/06_tube_tests.ipynb #8e1df53a
+def _is(table, n, m): return [(r.n, r.m) == (n, m) for r in table.itertuples()]  # each candidate
