@@ -17,11 +17,11 @@ from .report import DPI, file_words, html_page, png_url
 from .tubes import LinePower, Tube, candidates, find_tube, line_orders, line_power
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #9beac473
-SURE, LINES_SHOW = .9, 40.  # probability from which indices are told; gain from which there are lines. Our choices
+SURE, LINES_SHOW = .9, 8.  # probability from which indices are told; gain from which there are lines: noise gave up to 6
 
 def indices_told(table:pd.DataFrame)->bool:
     "Whether one of the candidates is likely enough, and its lines strong enough, to be told."
-    return bool(table.probability[0] >= SURE and table.gain[0] >= LINES_SHOW)
+    return bool(len(table) and table.probability[0] >= SURE and table.gain[0] >= LINES_SHOW)
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #a35f3e8a
 _NO_LINES = ', whose layer lines do not show, so that its chiral indices are not told'
@@ -41,7 +41,8 @@ def summarise_tube(m:Micrograph, tube:Tube, tables:list[pd.DataFrame])->str:
     "Two sentences; `tables`: of each wall, from the inside out."
     kind = 'tube of one wall' if len(tables) == 1 else 'tube of two walls'
     words = '; within it '.join(_wall_words(t, d) for t, d in [*zip(tables, tube.walls.diameters)][::-1])
-    return (f'{m.name}: a {kind}, {words}. A hollow cylinder at {tube.walls.focus/NM:.0f} nm underfocus explains '
+    focus = f'{abs(tube.walls.focus)/NM:.0f} nm {"under" if tube.walls.focus >= 0 else "over"}focus'
+    return (f'{m.name}: a {kind}, {words}. A hollow cylinder at {focus} explains '
             f'{tube.walls.explained:.0%} of the profile across it; a tube and its mirror image are not told apart.')
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #7fc4ff40
@@ -72,10 +73,11 @@ def plot_tube(tube:Tube, power:LinePower, best:pd.Series|None=None)->np.ndarray:
     return axs
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #4e370f4a
-CAUTION = ('Voltage and spherical aberration are taken as given, the tube as one of one wall or two, tilted by at most '
-           '10°, and the carbon as undisturbed. A probability compares the candidates with each other: it does not say '
+CAUTION = ('Voltage and spherical aberration are taken as given, a focal spread of 4 nm and a convergence of 0.6 mrad are '
+           'assumed, foci within 15 nm of 0 (without a corrector: from 50 nm below Scherzer\'s to 30 nm above it), one wall or two, '
+           'a tilt of at most 10°, and undisturbed carbon. A probability compares the candidates with each other: it does not say '
            'that any of them is right. Real tubes have not been tested yet.')
-LEGEND = ('Also in tube.csv. wall: 0 is the outer one; n, m: chiral indices; chiral_deg: chiral angle, 0° zigzag, 30° '
+LEGEND = ('Also in tube.csv. n, m: chiral indices; chiral_deg: chiral angle, 0° zigzag, 30° '
           "armchair; tilt_deg: out of the image's plane; gain: log likelihood of the layer lines over noise alone.")
 
 def _assumed(m, energy, Cs):  # what neither the file nor a person has said
@@ -111,7 +113,7 @@ def write_tube(
     tables = [candidates(tube, power, wall) for wall in range(len(tube.walls.diameters))]
     best = tables[-1].iloc[0] if len(tables[-1]) else None
     png = as_png(plot_tube(tube, power, best)[0].figure, DPI)
-    rows = [t[t.probability >= .001].assign(wall=k) for k, t in enumerate(tables[::-1])]
+    rows = [t[t.probability >= .001].assign(wall=k) for k, t in zip(('outer', 'inner'), tables[::-1])]
     text, table, made = summarise_tube(m, tube, tables), pd.concat(rows).round(4), _record(m, tube, params)
     with result_folder(out, kind=TUBES) as folder:
         table.to_csv(folder/'tube.csv', index=False)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RAY', 'DENSITY', 'SPREAD', 'CONE', 'GAPS', 'STRIPS', 'NEAR', 'FIELD', 'DIAMETERS', 'PIXEL', 'COARSEST', 'NUMBERS',
-           'TWO_WALLS', 'FIRST', 'SECOND', 'AMOUNTS', 'BELIEVED', 'LOW', 'HIGH', 'REFERENCE', 'TILTS', 'DIAMETER_ERROR',
-           'TEMPERATURE', 'FAR', 'FINER', 'SCALES', 'REFINED', 'EXPLAINED', 'EACH_SIDE', 'SCATTER', 'TRIED', 'Axis',
-           'along_axis', 'axis_angle_of', 'wall_contrast', 'Walls', 'fit_walls', 'foci_for', 'Tube', 'traced',
-           'line_orders', 'LinePower', 'line_power', 'line_gain', 'candidates', 'find_tube']
+           'TWO_WALLS', 'NARROWEST', 'FIRST', 'SECOND', 'INSIDE', 'AMOUNTS', 'BELIEVED', 'LOW', 'HIGH', 'REFERENCE',
+           'TILTS', 'DIAMETER_ERROR', 'FAR', 'FINER', 'SCALES', 'REFINED', 'COLUMNS', 'EXPLAINED', 'EACH_SIDE',
+           'SCATTER', 'TRIED', 'Axis', 'along_axis', 'axis_angle_of', 'wall_contrast', 'Walls', 'fit_walls', 'foci_for',
+           'Tube', 'traced', 'line_orders', 'LinePower', 'line_power', 'line_gain', 'candidates', 'find_tube']
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #b9f14caa
 from collections.abc import Sequence
@@ -36,13 +36,14 @@ class Axis:
 def along_axis(
     image:np.ndarray,  # (y, x)
     axis:Axis, n:int,  # pixels of what comes out
+    mode:str='mirror',  # what is beyond the image, as in `scipy.ndimage.map_coordinates`
 )->np.ndarray:  # (n, n)
-    "The image with the axis upright in the middle; where it ends, it goes on mirrored."
+    "The image with the axis upright in the middle."
     t, (s, c) = np.arange(n)[:, None] - n/2, (np.sin(axis.angle), np.cos(axis.angle))
     aside, bend = axis.curvature*t**2/2, axis.curvature*t
     across, along = (t.T/(1 + bend**2)**.5, t - t.T*bend/(1 + bend**2)**.5)
     u = aside + across
-    return ndimage.map_coordinates(image, [axis.y + along*c - u*s, axis.x + along*s + u*c], order=3, mode='mirror')
+    return ndimage.map_coordinates(image, [axis.y + along*c - u*s, axis.x + along*s + u*c], order=3 if mode == 'mirror' else 1, mode=mode)
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #5a626bae
 RAY = .06, .45  # 1/Å, frequencies of the walls' fringes
@@ -107,7 +108,7 @@ def _best_place(spectra, profile):  # share explained, where, and how much of ea
     return np.where(best > 0, best**2/power/variance, 0), at, best/power
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #a20b38b0
-GAPS = np.arange(3.2, 3.71, .1)  # Å between two walls, tried
+GAPS = np.arange(3.2, 4.21, .1)  # Å between two walls, tried
 
 def fit_walls(
     profile:np.ndarray,  # (n,), relative to the background, across the axis
@@ -174,10 +175,11 @@ class Tube:
     walls: Walls
     scatter: float  # Å, of the strips' places about the axis
     sampling: float; energy: float; Cs: float  # Å per pixel, eV, Å
+    inside: np.ndarray  # (n,), share of each column across that lies in the image
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #be34beec
 NUMBERS = 60  # independent ones in a profile, about
-TWO_WALLS = 6.  # log likelihood that a second wall has to bring; our choice
+TWO_WALLS, NARROWEST = 6., 13.  # log likelihood that a second wall has to bring; Å, an outer one. Our choices
 
 def _better(first, second):  # log likelihood by which one profile's fit is better than another
     return NUMBERS/2*np.log(max(1 - second, 1e-6)/max(1 - first, 1e-6))
@@ -196,11 +198,12 @@ def traced(
         walls = fit_walls(upright.mean(0), *how, tried, foci)
         axis, scatter = _better_axis(upright, walls, axis, sampling)
     profile = (upright := along_axis(image, axis, n)).mean(0)
-    two = fit_walls(profile, *how, tried, foci, GAPS)
+    walls, two = fit_walls(profile, *how, tried, foci), fit_walls(profile, *how, tried[tried > NARROWEST], foci, GAPS)
     if double := _better(two.explained, walls.explained) > TWO_WALLS: walls = two
     near = walls.diameters[-1] + np.arange(-.6, .61, .04), walls.focus + np.arange(-10, 11, 2.)
     fine = fit_walls(profile, *how, *near, GAPS if double else ())
-    return Tube(upright, axis, replace(fine, tried=walls.tried, shares=walls.shares), scatter*sampling, *how)
+    inside = along_axis(np.ones_like(image), axis, n, mode='constant').mean(0)
+    return Tube(upright, axis, replace(fine, tried=walls.tried, shares=walls.shares), scatter*sampling, *how, inside)
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #44b6da79
 FIRST, SECOND = ((0, 1), (-1, 0), (1, 1)), ((1, 2), (-1, 1), (2, 1))  # h, k of the vectors of 1/(0.213 nm) and 1/(0.123 nm)
@@ -227,23 +230,28 @@ class LinePower:
     along: np.ndarray; across: np.ndarray  # 1/Å (ny,), (nx,)
     power: np.ndarray  # (ny, nx)
     length: float  # Å of the tube
+    alike: float  # values for each independent one
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #a74ef114
+INSIDE = .8  # share of a column that lies in the image, at least
+
+def _fourth(w): return len(w)*(w**4).sum()/(w**2).sum()**2  # values of a spectrum for each independent one, under a window
+
 def line_power(tube:Tube)->LinePower:
-    "Raises `UserError` where there is no background beside the tube."
+    "Raises `UserError` where there is too little background beside the tube."
     n, s, r = len(tube.image), tube.sampling, tube.walls.diameters[-1]/2
     x = np.abs(np.arange(n) - n/2)*s
-    beside = np.clip((x - r - 10)/4, 0, 1)
+    beside, own = np.clip((x - r - 10)/4, 0, 1)*(tube.inside > INSIDE), np.clip((r + 6 - x)/4, 0, 1)
     if beside.sum()*s < 15:
         raise UserError('too little background beside the tube to measure the noise: take a larger part of the image')
     qy, qx = np.fft.rfftfreq(2*n, s), np.fft.fftfreq(n, s)
     ring, noise = np.round(np.hypot(qy[:, None], qx)/.02).astype(int), _windowed_power(tube.image, beside)
     free = (qy[:, None] > .04) & np.ones(n, bool)
     level = np.array([noise[free & (ring == max(k, 3))].mean() for k in range(ring.max() + 1)])
-    return LinePower(qy, qx, _windowed_power(tube.image, np.clip((r + 6 - x)/4, 0, 1))/level[ring], n*s)
+    return LinePower(qy, qx, _windowed_power(tube.image, own)/level[ring], n*s, 2*_fourth(np.hanning(n))*_fourth(own))
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #333d5ae5
-AMOUNTS = np.geomspace(.02, 5000, 44)  # of a line's peak over noise
+AMOUNTS = np.append(0., np.geomspace(.05, 3000, 21))  # of a line's peak over noise
 BELIEVED = .01  # of a line's peak, by which models are wrong
 LOW, HIGH = .05, .93  # 1/Å of the lines that are compared
 
@@ -262,37 +270,34 @@ def _groups(lines, apart):  # of lines nearer than this to the next one
         else: out.append([line])
     return out
 
-# %% ../../nbs/micrographs/07_tubes.ipynb #033b4241
-def _group_gain(power, group, radius, tilt):  # log likelihood over that of noise alone, for each of `AMOUNTS`
+# %% ../../nbs/micrographs/07_tubes.ipynb #a4eecce7
+def _gain(seen, shape):  # log likelihood over that of noise alone, for each of `AMOUNTS`
+    kept = shape > 1e-4*(peak := max(shape.max(), 1e-30))
+    v = 1 + AMOUNTS[:, None]*(shape[kept] + BELIEVED*peak)/REFERENCE
+    return (seen[kept]*(1 - 1/v) - np.log(v)).sum(1)
+
+def _group_gain(power, group, radius, tilt):  # the same for lines near each other, for the best of their phases
     low, high = (group[k][0]/np.cos(tilt) + s*2/power.length for k, s in ((0, -1), (-1, 1)))
     rows = (power.along >= low) & (power.along <= high)
     parts = [_line(power, order, (power.along[rows], d), radius, tilt) for d, order in group]
-    seen = power.power[rows]
     phases = np.exp(1j*np.pi/4*np.arange(8)) if len(parts) > 1 else [1.]
-    return np.max([_gain(seen, np.abs(parts[0] + sum(parts[1:])*p)**2) for p in phases], 0)
-
-# %% ../../nbs/micrographs/07_tubes.ipynb #a4eecce7
-def _gain(seen, shape):
-    kept = shape > 1e-4*(peak := max(shape.max(), 1e-30))
-    wrong = 1 + BELIEVED*AMOUNTS[:, None]*peak/REFERENCE
-    v = 1 + AMOUNTS[:, None]*shape[kept]/REFERENCE/wrong
-    return (seen[kept]/wrong*(1 - 1/v) - np.log(v)).sum(1)
+    return np.max([_gain(power.power[rows], np.abs(parts[0] + sum(parts[1:])*p)**2) for p in phases], 0)
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #8d56afa9
 REFERENCE = .05*float(scattering_factor('C')(.47))**2  # a line's usual peak, in the units of `_line`
 
 def line_gain(power:LinePower, n:int, m:int, tilt:float=0., scale:float=1.)->float:
     "Log likelihood of a tube's lines over that of noise alone; `tilt` in rad, `scale` of all frequencies."
-    radius, total = tube_diameter(n, m)/2, 0.
-    for vectors in (FIRST, SECOND):
-        lines = [(d*scale, order) for d, order in line_orders(n, m, vectors) if LOW < d < HIGH]
-        gains = [_group_gain(power, g, radius, tilt) for g in _groups(lines, 2.5/power.length)]
-        if gains: total += max(0., float(np.sum(gains, 0).max()))
-    return total
+    near, total = 2.5/power.length, 0.
+    first, second = ([(d*scale, o) for d, o in line_orders(n, m, of) if LOW < d < HIGH] for of in (FIRST, SECOND))
+    second = [(d, o) for d, o in second if all(abs(d - other) > near for other, _ in first)]
+    for lines in (first, second):
+        gains = [_group_gain(power, g, tube_diameter(n, m)/2, tilt) for g in _groups(lines, near)]
+        if gains: total += float(np.sum(gains, 0).max())
+    return total/power.alike
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #fff64e91
 TILTS, DIAMETER_ERROR = np.radians([0, 2, 4, 6, 8, 10]), .12  # rad; Å, standard deviation of diameters around the fit
-TEMPERATURE = 30.  # by which gains of likelihood are divided, as models are wrong by more than noise; see the experiment
 FAR = 12.  # log likelihood of a diameter below the best one's, beyond which no candidate is looked at
 FINER, SCALES, REFINED = np.radians([-1.5, -1, -.5, 0, .5, 1, 1.5]), (.998, .999, 1., 1.001, 1.002), 8
 
@@ -311,17 +316,20 @@ def _finer(power, n, m, gain, tilt):  # gain and tilt of one candidate, searched
     return max([(gain, tilt), *((line_gain(power, n, m, t, s), t) for t, s in tries)])
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #13dc0e28
+COLUMNS = 'n', 'm', 'diameter_nm', 'chiral_deg', 'tilt_deg', 'gain', 'probability'
+
 def candidates(
     tube:Tube, power:LinePower|None=None,
     wall:int=-1,  # -1: the outer one; 0: the inner
 )->pd.DataFrame:
     "Chiral indices of the tube, the likeliest first: n, m, diameter_nm, chiral_deg, tilt_deg, gain, probability."
     power, (tubes, score) = power or line_power(tube), _by_diameter(tube, wall)
+    if not tubes: return pd.DataFrame(columns=COLUMNS)
     gains = np.array([[line_gain(power, *t, tilt) for tilt in TILTS] for t in tubes])
     gain, tilt = gains.max(1), TILTS[gains.argmax(1)]
-    for k in np.argsort(-gain/TEMPERATURE - score)[:REFINED]:
+    for k in np.argsort(-gain - score)[:REFINED]:
         gain[k], tilt[k] = _finer(power, *tubes[k], gain[k], tilt[k])
-    p = np.exp((total := gain/TEMPERATURE + score) - total.max())
+    p = np.exp((total := gain + score) - total.max())
     t = pd.DataFrame(tubes, columns=['n', 'm']).assign(diameter_nm=[tube_diameter(*x)/NM for x in tubes],
         chiral_deg=[np.degrees(chiral_angle(*x)) for x in tubes], tilt_deg=np.degrees(tilt), gain=gain,
         probability=p/p.sum())
@@ -338,11 +346,13 @@ def _worse_side(tube):  # share of the profile explained on that side of the axi
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #2ec684d5
 def _like_a_tube(tube):
-    return tube.walls.explained > EXPLAINED and tube.scatter < SCATTER and _worse_side(tube) > EACH_SIDE
+    whole = tube.inside[np.abs(np.arange(n := len(tube.image)) - n/2)*tube.sampling < tube.walls.diameters[-1]/2 + 3].min() > INSIDE
+    return whole and tube.walls.explained > EXPLAINED and tube.scatter < SCATTER and _worse_side(tube) > EACH_SIDE
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #bb4fd7e0
 def _check_tube_image(m):  # Raises `UserError`
-    if m.bright: raise UserError('this is a dark-field image, and tubes are read in bright-field images only')
+    if not np.median(m.image) > 0:
+        raise UserError('the background is not above zero, so contrast cannot be measured: give the image as it was recorded')
     if m.sampling > COARSEST:
         raise UserError(f'pixels of {m.sampling/NM:.3g} nm do not show the lattice of graphene: '
                         f'take an image with less than {COARSEST/NM:.2f} nm')
@@ -351,6 +361,10 @@ def _check_tube_image(m):  # Raises `UserError`
         raise UserError(f'the image is {width:.1f} nm wide, and {.8*FIELD/NM:.0f} nm of a tube are needed')
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #3b49a9ec
+def _check_place(m, place):
+    (x, y), (h, w) = place, m.image.shape
+    if not (0 <= x < w and 0 <= y < h): raise UserError(f'there is no place {x:g}, {y:g} in an image of {w} × {h} pixels')
+
 def _squares(image, sampling, place):  # middles (x, y) of the squares that are looked at, pixels
     n, (h, w) = round(FIELD/sampling), image.shape
     if place: return [place]
@@ -370,9 +384,10 @@ def find_tube(
     place:tuple[float,float]|None=None,  # x and y in pixels of the image, near the tube; none: the clearest one
     energy:float=80e3, Cs:float=0.,  # eV and Å, where the micrograph does not say them
 )->Tube:
-    """The clearest tube. Raises `UserError` for dark field, pixels that are too coarse, an image that is too small, and
-    where nothing is like a tube."""
+    """The clearest tube. Raises `UserError` for pixels that are too coarse, an image that is too small or has no background
+    above zero, a place outside of it, and where nothing is like a tube."""
     _check_tube_image(m)
+    if place: _check_place(m, place)
     image, s = (resampled(m.image, m.sampling, PIXEL), PIXEL) if m.sampling < .75*PIXEL else (m.image, m.sampling)
     place = place and tuple(v*m.sampling/s for v in place)
     how, n = (s, m.voltage or energy, Cs if m.Cs is None else m.Cs), round(FIELD/s)

@@ -75,6 +75,7 @@ def carbon_nanotube(
                                                      left=bool(generator.integers(2)))
     parts = [_wall(n, m, length, bond, **draw()) for n, m in walls or ((0, 0),)]
     radii = [tube_diameter(n, m, bond)/2 for n, m in walls]
+    if any(np.diff(radii) <= 0): raise UserError('give the walls from the inside out, each wider than the one before')
     if len(radii) > 1 and min(np.diff(radii)) < WALL:
         raise UserError(f'walls of radius {", ".join(f"{r:.1f}" for r in radii)} Å touch: leave 3.4 Å between them')
     info = dict(shape='nanotube', walls=[list(w) for w in walls], radii=radii, size=2*max(radii))
