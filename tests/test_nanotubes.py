@@ -218,8 +218,8 @@ BAD = {'coarse': 'do not show the lattice of graphene', 'small': 'of a tube are 
 def test_bad_images_get_a_sentence(tube, tmp_path, what, sentence):
     mic, _ = tube
     empty = torch.poisson(torch.full((240, 240), 500.), generator=torch_rng(1)).numpy()
-    bad = {'coarse': replace(mic, sampling=1.2), 'small': replace(mic, image=mic.image[:100, :90]),
-           'subtracted': replace(mic, image=mic.image - 2*mic.image.mean()), 'black': replace(mic, image=0*mic.image), 'empty': replace(mic, image=empty)}[what]
+    images = {'small': mic.image[:100, :90], 'subtracted': mic.image - 2*mic.image.mean(), 'black': 0*mic.image, 'empty': empty}
+    bad = replace(mic, sampling=1.2) if what == 'coarse' else replace(mic, image=images[what])
     with pytest.raises(UserError, match=sentence): write_tube(bad, tmp_path/'out')
     assert not (tmp_path/'out').exists()
 

@@ -17,7 +17,7 @@ from .report import DPI, file_words, html_page, png_url
 from .tubes import LinePower, Tube, candidates, find_tube, line_orders, line_power
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #9beac473
-SURE, LINES_SHOW = .9, 8.  # probability from which indices are told; gain from which there are lines: noise gave up to 6
+SURE, LINES_SHOW = .9, 8.  # probability from which indices are told; gain from which lines show: noise gave up to 6
 
 def indices_told(table:pd.DataFrame)->bool:
     "Whether one of the candidates is likely enough, and its lines strong enough, to be told."
@@ -73,10 +73,10 @@ def plot_tube(tube:Tube, power:LinePower, best:pd.Series|None=None)->np.ndarray:
     return axs
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #4e370f4a
-CAUTION = ('Voltage and spherical aberration are taken as given, a focal spread of 4 nm and a convergence of 0.6 mrad are '
-           'assumed, foci within 15 nm of 0 (without a corrector: from 50 nm below Scherzer\'s to 30 nm above it), one wall or two, '
-           'a tilt of at most 10°, and undisturbed carbon. A probability compares the candidates with each other: it does not say '
-           'that any of them is right. Real tubes have not been tested yet.')
+CAUTION = ('Voltage and spherical aberration are taken as given. A focal spread of 4 nm and a convergence of 0.6 mrad are '
+           "assumed, foci within 15 nm of 0 (without a corrector: from 50 nm below Scherzer's to 30 nm above it), one wall "
+           'or two, a tilt of at most 10°, and undisturbed carbon. A probability compares the candidates with each other: '
+           'it does not say that any of them is right. Real tubes have not been tested yet.')
 LEGEND = ('Also in tube.csv. n, m: chiral indices; chiral_deg: chiral angle, 0° zigzag, 30° '
           "armchair; tilt_deg: out of the image's plane; gain: log likelihood of the layer lines over noise alone.")
 
@@ -89,13 +89,14 @@ def _assumed(m, energy, Cs):  # what neither the file nor a person has said
 def _record(m, tube, params):  # run.json
     axis = {k: float(getattr(tube.axis, k)) for k in ('x', 'y', 'angle', 'curvature')}
     return dict(params, file=m.file, sampling_nm=m.sampling/NM, diameters_nm=[d/NM for d in tube.walls.diameters],
-                focus_nm=tube.walls.focus/NM, explained=tube.walls.explained, axis=axis, axis_sampling_nm=tube.sampling/NM,
-                **provenance())
+                focus_nm=tube.walls.focus/NM, explained=tube.walls.explained, axis=axis,
+                axis_sampling_nm=tube.sampling/NM, **provenance())
 
 def _page(m, text, table, png, made, assumed):  # HTML
     picture = dict(src=png_url(png), title='The tube', alt='tube upright, profile of its walls, layer lines',
                    text='Dashed: the lines of the likeliest tube, with the order of their Bessel function.')
-    notes, said = [*filter(None, [file_words(m)]), *m.notes, *assumed, CAUTION], '\n'.join(f'{k}: {v}' for k, v in made.items())
+    notes = [*filter(None, [file_words(m)]), *m.notes, *assumed, CAUTION]
+    said = '\n'.join(f'{k}: {v}' for k, v in made.items())
     return html_page(m.name, text, table, [picture], notes, said, 'Candidates', LEGEND)
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #3942764e
