@@ -1,4 +1,4 @@
-"""What the network of several answers says of a gold particle that another simulator has made.
+"""What the multi-task network says of a gold particle that another simulator has made.
 
     python benchmarks/open_world_dr_probe.py [--model data/models/open_world.safetensors] [--out data/results/open_world_dr_probe.csv]
 

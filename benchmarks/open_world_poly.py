@@ -1,4 +1,4 @@
-"""What the network of several answers says of the crystallinity study's particles: amorphous, one crystal, or several.
+"""What the multi-task network says of the crystallinity study's particles: amorphous, one crystal, or several.
 
     python benchmarks/open_world_poly.py [--model data/models/open_world.safetensors] [--structures 60] [--out data/results/open_world_poly.csv]
 

@@ -1,4 +1,4 @@
-"""Does the network of several answers say the same of images made by the most exact path as of those of its test?
+"""Does the multi-task network say the same of images made by the most exact path as of those of its test?
 
     python benchmarks/open_world_reference.py [--model data/models/open_world.safetensors] [--structures 60] [--phonons 2] [--pixel 0.2]
                                               [--images runs/open_world_reference.npz] [--out data/results/open_world_reference.csv]

@@ -1,4 +1,4 @@
-"""What a network of several answers says of particles in real bright-field micrographs, of which nobody knows what they are.
+"""What a multi-task network says of particles in real bright-field micrographs, of which nobody knows what they are.
 
     python benchmarks/real_kinds.py [--model data/models/open_world.safetensors] [--data FOLDER] [--out data/results/real_kinds.csv]
                                     [--picture FILE]

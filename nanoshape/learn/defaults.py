@@ -60,7 +60,7 @@ def default_crystallinity_network(
 
 # %% ../../nbs/learn/06_defaults.ipynb #a15f224e
 def default_networks(
-    model:str|Path|None=None,  # a model file; default: the project's network of several answers, else as for shapes
+    model:str|Path|None=None,  # a model file; default: the project's multi-task network, else as for shapes
     crystallinity:str|Path|None=None,  # as in `default_crystallinity_network`
 )->tuple[Network,Network|None]:  # what tells what particles are; beside a network for shapes, how crystalline they are
     "What analyses the particles of a micrograph. Raises `UserError` as the two above, and for two networks that tell crystallinity."

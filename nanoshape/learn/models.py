@@ -318,7 +318,7 @@ class ClassAndMaps(MultiTask):
 def multi_task_name(
     maps:bool=True, spectrum:bool=False, told:bool=True, image:bool=True,  # as in `MultiTask`
 )->str:
-    "Name of a network of several answers."
+    "Name of a multi-task network."
     parts = dict(maps=maps, spectrum=spectrum, no_header=not told, no_image=not image)
     return '_'.join(['multi_task', *(k for k, v in parts.items() if v)])
 

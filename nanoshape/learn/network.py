@@ -115,7 +115,7 @@ class _Ranges(_Answers):
 # %% ../../nbs/learn/03_network.ipynb #cb186681
 _READ_AGAIN = 'energy_kev', 'defocus_nm', 'dose'  # keys of its recipes that `training` reads
 
-def _several(o):  # whether what a network of several answers needs is there, and makes sense
+def _several(o):  # whether what a multi-task network needs is there, and makes sense
     answers, t, *least = (o.get(k) for k in ('answers', 'temperatures', 'thresholds', 'least_confidence'))
     return (isinstance(answers, dict) and answers and all(isinstance(v, list) and v for v in answers.values()) and _names(answers.get('crystal'))
             and isinstance(t, dict) and all(map(_temperature, t.values()))

@@ -128,7 +128,7 @@ def _class_table(test):  # recall and precision of each class
     right = pd.Series({c: counts.loc[c, c] for c in counts})
     return pd.DataFrame(dict(images=true, recall=right/true, precision=right/said)).rename_axis('class').reset_index()
 
-def _numbers_words(test):  # what a network of several answers is worth beyond the names
+def _numbers_words(test):  # what a multi-task network is worth beyond the names
     if 'wrong_answered' not in test: return []
     low, high = test['wrong_answered_low'], test['wrong_answered_high']
     return [f'With abstention {test["answered"]:.0%} of the test images get an answer, and {test["wrong_answered"]:.1%} of all '
