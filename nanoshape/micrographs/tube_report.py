@@ -19,20 +19,23 @@ from .tubes import LinePower, Tube, candidates, find_tube, line_orders, line_pow
 # %% ../../nbs/micrographs/08_tube_report.ipynb #9beac473
 SURE, LINES_SHOW = .9, 8.  # probability from which indices are told; gain from which lines show: noise gave up to 6
 
-def indices_told(table:pd.DataFrame)->bool:
-    "Whether one of the candidates is likely enough, and its lines strong enough, to be told."
-    return bool(len(table) and table.probability[0] >= SURE and table.gain[0] >= LINES_SHOW)
+def indices_told(
+    table:pd.DataFrame,  # of `candidates`
+    walls:int=1,  # of the tube
+)->bool:
+    "Whether one of the candidates is likely enough, and its lines strong enough, to be told; of two walls never."
+    return bool(walls == 1 and len(table) and table.probability[0] >= SURE and table.gain[0] >= LINES_SHOW)
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #a35f3e8a
 _NO_LINES = ', whose layer lines do not show, so that its chiral indices are not told'
 
-def _wall_words(table, diameter):  # of one wall
+def _wall_words(table, diameter, walls):  # of one of them
     if not len(table): return f'{diameter/NM:.2f} nm'
     best = table.iloc[0]
     if table.gain[0] < LINES_SHOW: return f'{diameter/NM:.2f} nm{_NO_LINES}'
-    if not indices_told(table):
+    if not indices_told(table, walls):
         some = ', '.join(f'({r.n}, {r.m}) {r.probability:.0%}' for r in table.head(3).itertuples())
-        return f'{diameter/NM:.2f} nm, for which several chiral indices are likely: {some}'
+        return f'{diameter/NM:.2f} nm, whose chiral indices are not sure; the likeliest: {some}'
     return (f'{diameter/NM:.2f} nm, ({best.n:.0f}, {best.m:.0f}) with a probability of {best.probability:.0%}: '
             f'chiral angle {best.chiral_deg:.1f}°, tilted by {best.tilt_deg:.0f}° or so')
 
@@ -40,7 +43,8 @@ def _wall_words(table, diameter):  # of one wall
 def summarise_tube(m:Micrograph, tube:Tube, tables:list[pd.DataFrame])->str:
     "Two sentences; `tables`: of each wall, from the inside out."
     kind = 'tube of one wall' if len(tables) == 1 else 'tube of two walls'
-    words = '; within it '.join(_wall_words(t, d) for t, d in [*zip(tables, tube.walls.diameters)][::-1])
+    words = [_wall_words(t, d, len(tables)) for t, d in zip(tables, tube.walls.diameters)][::-1]
+    words = '; within it '.join(words)
     focus = f'{abs(tube.walls.focus)/NM:.0f} nm {"under" if tube.walls.focus >= 0 else "over"}focus'
     return (f'{m.name}: a {kind}, {words}. A hollow cylinder at {focus} explains '
             f'{tube.walls.explained:.0%} of the profile across it; a tube and its mirror image are not told apart.')

@@ -79,7 +79,7 @@ def tube_score(
     "Whether the outer wall's indices come first, among the first three, are told, and told wrong; the first's errors."
     outer, walls = tables[-1], 2 if truth['inner_n'] else 1
     true = _is(outer, truth['n'], truth['m'])
-    first, told = bool(true and true[0]), bool(len(outer) and indices_told(outer))
+    first, told = bool(true and true[0]), indices_told(outer, len(tables))
     out = dict(first=first, three=any(true[:3]), told=told, wrong_told=told and not first)
     out['walls_right'] = len(tables) == walls
     if len(outer): out |= _errors(truth, outer.iloc[0])
