@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CLIP', 'CONTRAST', 'LOOSE', 'KEEP_IN_MEMORY', 'CARD', 'network_input', 'relative_input', 'cut_out', 'distances',
            'loosened', 'split_by_structure', 'check_split', 'frozen_images', 'pairs', 'frozen_set', 'frozen_inputs',
-           'dihedral', 'undo_dihedral', 'moved', 'fresh_images', 'next_epoch', 'WaveLoader', 'FrozenLoader',
-           'class_index', 'dataloaders', 'eight_bits', 'write_tiff', 'save_images', 'plot_card', 'write_card']
+           'dihedral', 'undo_dihedral', 'moved', 'fresh_images', 'fresh_with_maps', 'next_epoch', 'WaveLoader',
+           'FrozenLoader', 'class_index', 'dataloaders', 'eight_bits', 'write_tiff', 'save_images', 'plot_card',
+           'write_card']
 
 # %% ../../nbs/datasets/03_batches.ipynb #54e4829c
 from base64 import b64encode
@@ -232,6 +233,15 @@ def fresh_images(
     m = to_device(conditions(recipe, np.asarray(idx), draws), waves.device)
     counts = images(waves, m, recipe.sampling, g, recipe.out_gpts)
     return moved(counts, recipe, g) if move else counts
+
+def fresh_with_maps(
+    waves:torch.Tensor, thickness:torch.Tensor,  # complex (n, y, x); (n, y, x)
+    idx, recipe:Recipe, draws:int,  # as in `fresh_images`
+)->tuple[torch.Tensor,torch.Tensor,torch.Generator]:  # counts, thickness (n, y, x); what moved them, for more to be drawn
+    "Fresh images, and maps that are shifted and turned with them."
+    counts = fresh_images(waves, idx, recipe, draws, move=False)
+    g = torch_rng(recipe.seed, 'moved', draws, *idx[:1], device=waves.device)
+    return *moved(torch.stack([counts, thickness.float()], 1), recipe, g).unbind(1), g
 
 # %% ../../nbs/datasets/03_batches.ipynb #6e2c1b5f
 KEEP_IN_MEMORY = 2**31  # bytes of waves

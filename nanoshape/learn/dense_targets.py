@@ -9,8 +9,8 @@ __all__ = ['MAPS_WEIGHT', 'DenseLoader', 'dense_loaders', 'class_and_map_loss', 
 import torch
 from fastai.data.core import DataLoaders
 from torch.nn import functional as F
-from ..core import NM, UserError, torch_rng
-from ..datasets.batches import WaveLoader, dataloaders, fresh_images, moved, network_input
+from ..core import NM, UserError
+from ..datasets.batches import WaveLoader, dataloaders, fresh_with_maps, network_input
 from ..datasets.samples import map_type
 from ..datasets.store import Store
 from .multi_task import coarse_maps, map_loss
@@ -29,9 +29,7 @@ class DenseLoader(WaveLoader):  # of particles with maps
         image, maps, y = map(torch.cat, zip(*made))
         return network_input(image), torch.cat([y[:, None], maps.flatten(1)], 1)
     def _pair(self, part, waves, thickness, numbers):
-        counts = fresh_images(waves, numbers, part.recipe, self.draws, move=False)
-        g = torch_rng(part.recipe.seed, 'moved', self.draws, *numbers[:1], device=waves.device)
-        image, thickness = moved(torch.stack([counts, thickness.float()], 1), part.recipe, g).unbind(1)
+        image, thickness, _ = fresh_with_maps(waves, thickness, numbers, part.recipe, self.draws)
         return image, coarse_maps(thickness, torch.full((len(image),), part.recipe.box_nm*NM, device=image.device))
 
 # %% ../../nbs/learn/10_dense_targets.ipynb #30649c4c

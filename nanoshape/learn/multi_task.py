@@ -25,7 +25,7 @@ from ..simulate.forms import CRYSTALS
 from ..simulate.orientations import beam_direction, standard_triangle
 from ..datasets.samples import conditions
 from ..datasets.store import Store
-from ..datasets.batches import (WaveLoader, _about, check_split, fresh_images, frozen_set, moved, network_input,
+from ..datasets.batches import (WaveLoader, _about, check_split, fresh_with_maps, frozen_set, network_input,
                                         pairs)
 from ..datasets.thickness_fields import as_jpeg
 from .models import Resize, multi_task_name
@@ -197,9 +197,7 @@ class AnswerLoader(WaveLoader):
         made = [self._of(part, waves[rows], thickness[rows], k) for part, rows, k in parts]
         return tuple(map(torch.cat, zip(*made)))
     def _of(self, part, waves, thickness, numbers):
-        counts = fresh_images(waves, numbers, part.recipe, self.draws, move=False)
-        g = torch_rng(part.recipe.seed, 'moved', self.draws, *numbers[:1], device=waves.device)
-        image, thickness = moved(torch.stack([counts, thickness.float()], 1), part.recipe, g).unbind(1)
+        image, thickness, g = fresh_with_maps(waves, thickness, numbers, part.recipe, self.draws)
         return _with_truth(part, image, thickness, numbers, g, self.draws, maps=self.maps)
 
 # %% ../../nbs/learn/07_multi_task.ipynb #c932ca54

@@ -156,6 +156,7 @@ def _precision(learn, asked=None):  # whether to compute in bfloat16: as asked, 
 
 # %% ../../nbs/learn/01_train.ipynb #8c9fa910
 def _asked(dls, patience, begin=None, arch='', opt='adam', **settings):
+    if opt not in OPTIMISERS: raise UserError(f'there is no optimiser {opt!r}: choose one of {", ".join(OPTIMISERS)}')
     settings['arch'] = arch if isinstance(arch, str) else weights_name(arch)
     more = dict(patience=patience or None, begin=None if begin is None else weights_name(begin), opt=None if opt == 'adam' else opt)
     return dict(settings, data=getattr(dls, 'about', len(dls.train_ds)), **{k: v for k, v in more.items() if v})
@@ -176,8 +177,7 @@ def _begun(arch, n_classes, begin):  # a new network, with the weights of anothe
 def train(
     dls:DataLoaders,  # with `vocab`
     arch:str|nn.Module='cnn6',  # architecture's name, or a network that is trained itself
-    epochs:int=10,
-    lr:float=3e-3,  # peak of the cycle
+    epochs:int=10, lr:float=3e-3,  # peak of the cycle
     seed:int=0,  # of weights and shuffling
     log:str|Path|None=None,  # CSV file for the epochs' losses and accuracies
     bf16:bool|None=None,  # default: measured, and kept by a training that goes on

@@ -52,9 +52,9 @@ def summarise_tube(m:Micrograph, tube:Tube, tables:list[pd.DataFrame])->str:
 # %% ../../nbs/micrographs/08_tube_report.ipynb #7fc4ff40
 def _profile(ax, tube):
     n = len(tube.image)
-    x, model = (np.arange(n) - n/2)*tube.sampling/NM, np.fft.irfft(tube.walls.amount*tube.walls.spectrum, n)
+    x = (np.arange(n) - n/2)*tube.sampling/NM
     ax.plot(x, tube.image.mean(0), label='recorded')
-    ax.plot(x, np.fft.fftshift(model), label='cylinder', lw=1)
+    ax.plot(x, tube.walls.profile(n), label='cylinder', lw=1)
     ax.set(xlabel='across (nm)', ylabel='contrast', title='walls'); ax.legend(fontsize=6)
 
 # %% ../../nbs/micrographs/08_tube_report.ipynb #8e783131

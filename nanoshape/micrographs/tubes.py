@@ -22,7 +22,7 @@ from ..core import NM, UserError
 from .reading import Micrograph, resampled
 from ..simulate.microscope import Microscope, scherzer, transfer
 from ..simulate.nanotubes import BOND, chiral_angle, tube_diameter, tubes_between
-from ..simulate.potential import scattering_factor, wavelength
+from ..simulate.potential import VOLT, interaction, scattering_factor
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #f2d94056
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def wall_contrast(
     diameters:Sequence[float], foci:Sequence[float],  # Å
 )->np.ndarray:  # complex (foci, diameters, n/2 + 1), half spectra, the axis at pixel 0
     "Contrast across a tube of one wall; its mean is left out."
-    q, lam = np.fft.rfftfreq(n, sampling), wavelength(energy)
+    q = np.fft.rfftfreq(n, sampling)
     m = Microscope(energy, Cs=Cs, defocus=torch.tensor(np.asarray(foci, float)), focal_spread=SPREAD, angular_spread=CONE)
     lens = transfer((1, n), sampling, m)[:, 0, :len(q)].imag.numpy()*scattering_factor('C')(q)
     radii = np.asarray(diameters)[:, None]/2
-    out = -2*lam*(1 + energy/510998.95)*lens[:, None]*2*np.pi*radii*DENSITY*j0(2*np.pi*q*radii)/sampling
+    out = -2*interaction(energy)*VOLT*lens[:, None]*2*np.pi*radii*DENSITY*j0(2*np.pi*q*radii)/sampling
     out[..., 0] = 0
     return out
 
@@ -97,6 +97,8 @@ class Walls:
     spectrum: np.ndarray  # complex (n/2 + 1,), its contrast, unscaled, the axis at pixel 0
     amount: float  # of that contrast which is there
     tried: np.ndarray; shares: np.ndarray  # diameters of the outer wall (Å), and what each explains
+    def profile(self, n:int)->np.ndarray:  # (n,), its contrast across
+        return np.roll(np.fft.irfft(self.amount*self.spectrum, n), n//2 + int(self.place))
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #1076d6b5
 def _best_place(spectra, profile):  # share explained, where, and how much of each (…, n/2 + 1)
@@ -340,8 +342,7 @@ EXPLAINED, EACH_SIDE, SCATTER = .3, .2, .25  # of a profile, and of either half 
 
 def _worse_side(tube):  # share of the profile explained on that side of the axis where it is less
     p, n = tube.image.mean(0), len(tube.image)
-    middle, p = n//2 + int(tube.walls.place), p - p.mean()
-    model = np.roll(np.fft.irfft(tube.walls.amount*tube.walls.spectrum, n), middle)
+    middle, p, model = n//2 + int(tube.walls.place), p - p.mean(), tube.walls.profile(n)
     return min(1 - ((p - model)[k]**2).sum()/max((p[k]**2).sum(), 1e-30) for k in (slice(middle), slice(middle, n)))
 
 # %% ../../nbs/micrographs/07_tubes.ipynb #2ec684d5

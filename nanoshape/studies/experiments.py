@@ -147,8 +147,7 @@ def train_and_test(
     "Simulate, split by structure, train, calibrate, test; a finished run is read back. Raises `UserError` for another one."
     params = dict(recipe=fingerprint(recipe), test=test and fingerprint(test), arch=arch, epochs=epochs, lr=lr, seed=seed,
                   wanted_accuracy=wanted_accuracy, symmetries=symmetries, **({'begin': begin.fingerprint} if begin else {}))
-    out = Path(out)
-    if done := _finished_run(out, params): return done
+    if done := _finished_run(out := Path(out), params): return done
     if test: check_seeds_differ(recipe.seed, test.seed)
     out.mkdir(parents=True, exist_ok=True)
     store = waves(recipe, workers, folder := folder or out/'waves')

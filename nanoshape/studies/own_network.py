@@ -163,7 +163,7 @@ def _check_begin(name, card, recipe, arch):  # can a training for this recipe be
 # %% ../../nbs/studies/04_own_network.ipynb #03e4d93a
 def own_network(
     recipe:Recipe,  # of `particles` or `forms`
-    out:str|Path,  # folder: model.safetensors, model.json, report.html, the training's log
+    out:str|Path,  # folder: model.safetensors, model.json, report.html, the training's log, the waves
     start:str|Path|None=None,  # a model file whose training goes on
     steps:int|None=None,  # batches; default: `STEPS`, or `FURTHER` where a network goes on
     seed:int=0,  # of split, network and shuffling
