@@ -9,6 +9,7 @@ from conftest import ROOT, stand_in
 from nanoshape.core import UserError, torch_rng
 from nanoshape.datasets.batches import dihedral, frozen_set, pairs
 from nanoshape.datasets.recipes import load_recipe
+from nanoshape.datasets import batches
 from nanoshape.learn import abstention, multi_task
 from nanoshape.learn.evaluate import UNKNOWN
 from nanoshape.learn.abstention import (FAR, all_answers, answers, calibrated, condition_of, distance, fit_confidence, fit_thresholds,
@@ -98,9 +99,9 @@ def test_each_choice_has_a_network_of_its_own():
 def test_a_map_moves_with_its_image(store, monkeypatch, k):
     """Where the particle is in the image is where it is in the map: with the sign of a shift or a turn wrong it would not be."""
     shift = (7, -5)
-    monkeypatch.setattr(multi_task, 'fresh_images', lambda waves, n, *_, **__: torch.from_numpy(store.maps(n)).float())
+    monkeypatch.setattr(batches, 'fresh_images', lambda waves, n, *_, **__: torch.from_numpy(store.maps(n)).float())
     for name in ('saved', 'coarser'): monkeypatch.setattr(multi_task, name, lambda image, g: image)
-    monkeypatch.setattr(multi_task, 'moved', lambda both, *_: dihedral(both.roll(shift, (-2, -1)), k))
+    monkeypatch.setattr(batches, 'moved', lambda both, *_: dihedral(both.roll(shift, (-2, -1)), k))
     x, _, goal = AnswerLoader(store, range(4), bs=4, device=torch.device('cpu')).one_batch()
     covered, seen = goal[:, len(ANSWERS):].reshape(4, 2, 8, 8), x[:, 0]
     back = coarse_maps(seen - seen.amin((-2, -1), keepdim=True), torch.ones(4))
