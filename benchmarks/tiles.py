@@ -12,7 +12,7 @@ from skimage import io
 
 from nanoshape.core import NM, project_root, provenance, shared_data
 from nanoshape.micrographs.detection import Detector, at_half_darkness, compare, detection_score, segment
-from nanoshape.micrographs.lattice import film_focus
+from nanoshape.micrographs.film import film_focus
 from nanoshape.micrographs.reading import read
 
 

@@ -9,7 +9,8 @@ from scipy.spatial.transform import Rotation
 
 from conftest import shared
 from nanoshape.core import UserError, rng, torch_rng
-from nanoshape.micrographs.lattice import calibrate, film_focus, find_spots, indexed, rings_used
+from nanoshape.micrographs.film import film_focus
+from nanoshape.micrographs.lattice import calibrate, find_spots, indexed, rings_used
 from nanoshape.simulate.microscope import Microscope, images
 from nanoshape.simulate.multislice import exit_waves
 from nanoshape.simulate.orientations import rotated

@@ -15,11 +15,13 @@ from scipy.spatial.transform import Rotation
 import nanoshape.atoms.fit_report as fit_report
 import nanoshape.atoms.particle_fit as particle_fit
 from nanoshape.atoms.fit_report import fringed_particles, particle_fits, write_fits
-from nanoshape.atoms.particle_fit import (FINE, ParticleFit, ParticleModel, beam_directions, compared, exit_defocus, facet_reaches, film_foci,
-                                          film_spectrum, fit_row, likely_orientations, model_image, model_positions, placed, refined, refused,
-                                          shaped, sized, view_particle)
+from nanoshape.atoms.particle_fit import (FINE, ParticleFit, beam_directions, compared, exit_defocus, fit_row, likely_orientations,
+                                          model_image, placed, refined, refused, sized, view_particle)
+from nanoshape.atoms.particle_model import (CRYSTAL_KINDS, TWIN, ParticleModel, depths, facet_reaches, model_positions, shaped, soft_sites,
+                                            turned_apart)
 from nanoshape.cli import main
 from nanoshape.core import NM, UserError, read_json, torch_rng
+from nanoshape.micrographs.film import film_foci, film_spectrum
 from nanoshape.micrographs.reading import Micrograph
 from nanoshape.simulate.grains import misorientation
 from nanoshape.simulate.microscope import Microscope, changed, expose, intensity
@@ -33,14 +35,13 @@ TRUE = shaped(Rotation.from_rotvec([.35, -.6, .2]).as_matrix(), 42., .5, body=(1
 WIDTH, PIXEL, PIXELS = 84., .56, 150  # Å; Å; pixels
 
 
-@pytest.fixture(scope='module')
-def seen():
+def recorded(model):
     """A known model's image by another path than the fit's: frozen phonons, a finer grid, thinner slices, more foci, counted electrons."""
-    at = model_positions(TRUE, 'Au')
-    place = [WIDTH/2 + TRUE.shift[1]*PIXEL, WIDTH/2 + TRUE.shift[0]*PIXEL, 3 - at[:, 2].min()]
+    at = model_positions(model, 'Au')
+    place = [WIDTH/2 + model.shift[1]*PIXEL, WIDTH/2 + model.shift[0]*PIXEL, 3 - at[:, 2].min()]
     atoms = Atoms(['Au']*len(at), at + place, cell=[WIDTH, WIDTH, np.ptp(at[:, 2]) + 5], pbc=True)
     moved = frozen_phonons(atoms, debye_waller_factors({'Au'}), 6, np.random.default_rng(0))
-    m = Microscope(300e3, Cs=-1e5, defocus=exit_defocus(TRUE) + 2, focal_spread=40., angular_spread=3e-4, vibration=.3,
+    m = Microscope(300e3, Cs=-1e5, defocus=exit_defocus(model) + 2, focal_spread=40., angular_spread=3e-4, vibration=.3,
                    pixel_integration=True, foci=9)
     clean = intensity(exit_waves(moved, 360, 300e3, 1.), m, PIXEL, PIXELS).mean(0, keepdim=True)
     image = expose(clean, changed(m, dose=3000., mtf=.5), PIXEL, torch_rng(0, 'noise'))[0].numpy()
@@ -50,8 +51,12 @@ def seen():
     labels = ndimage.binary_fill_holes(labels).astype(int)
     mic = Micrograph(image, PIXEL, 'a particle', voltage=300e3, Cs=-1e5)
     view = view_particle(mic, labels, 1)
-    shift = tuple(PIXELS/2 + s - c - view.n//2 for s, c in zip(TRUE.shift, view.corner))  # counted from the middle of the view
-    return mic, labels, view, replace(TRUE, shift=shift)
+    shift = tuple(PIXELS/2 + s - c - view.n//2 for s, c in zip(model.shift, view.corner))  # counted from the middle of the view
+    return mic, labels, view, replace(model, shift=shift)
+
+
+@pytest.fixture(scope='module')
+def seen(): return recorded(TRUE)
 
 
 def test_white_noise_has_a_flat_spectrum_of_its_variance():
@@ -164,7 +169,7 @@ def test_a_bodys_corners_and_facets_are_those_of_its_half_spaces(truncation):
 
 
 def test_a_soft_surface_holds_as_many_atoms_as_a_hard_one(seen):
-    sites, full = particle_fit._sites(replace(seen[3], edge=.4), 'Au')
+    sites, full = soft_sites(replace(seen[3], edge=.4), 'Au')
     assert full.sum() == pytest.approx(len(model_positions(seen[3])), rel=.05) and full.min() < .1 and full.max() > .999
 
 
@@ -183,14 +188,14 @@ def test_what_cuts_the_corners_can_be_swapped():
     assert particle_fit._swapped(ball, .5).d100 == pytest.approx(sharp.d100)
 
 
-def test_beam_directions_cover_a_24th_of_the_sphere():
-    up = beam_directions().transpose(0, 2, 1)[:, :, 2]
-    some = np.abs(np.random.default_rng(0).normal(size=(200, 3)))
+@pytest.mark.parametrize('kind, order', [('one crystal', 24), ('twin', 6), ('decahedron', 10), ('icosahedron', 60)])
+def test_beam_directions_cover_the_sphere_once(kind, order):
+    up = beam_directions(kind).transpose(0, 2, 1)[:, :, 2]
+    alike = np.einsum('gij,nj->gni', CRYSTAL_KINDS[kind].symmetry, up).reshape(-1, 3)
+    some = np.random.default_rng(0).normal(size=(500, 3))
     some /= np.linalg.norm(some, axis=1, keepdims=True)
-    for s in some:
-        images = [np.roll(s, k) for k in range(3)]
-        best = next(i for i in images if i[2] == s.max())
-        assert np.degrees(np.arccos(np.clip(up@best, -1, 1)).min()) < 2.6
+    assert np.degrees(np.arccos(np.clip((some@alike.T).max(1), -1, 1)).max()) < 3.5
+    assert len(CRYSTAL_KINDS[kind].symmetry) == order and len(up) == pytest.approx(7600/order, rel=.06)
 
 
 def test_the_power_spectrum_tells_the_orientation(seen):
@@ -339,7 +344,7 @@ def test_a_freer_model_has_facets_of_its_own(seen):
     grown = p.distances - replace(p, facets=(0.,)*26).distances
     assert np.argmax(grown) == 2 and np.argmin(grown) == 7 and abs(np.mean(p.facets[:6])) < 1e-9 and abs(np.mean(p.facets[6:14])) < 1e-9
     assert np.allclose(p.distances[:14] - np.repeat([true.d100, true.d111], (6, 8)), 2.*(np.arange(14) == 2) - (np.arange(14) == 7))
-    n, far = particle_fit.NORMALS[2], model_positions(p)@true.rotation
+    n, far = NORMALS[2], model_positions(p)@true.rotation
     assert far[:, 0].size != len(model_positions(true)) and (far@n).max() > (model_positions(true)@true.rotation@n).max() - 1e-9
     assert abs(p.truncation - true.truncation) < .05
 
@@ -439,3 +444,71 @@ def test_the_curvature_is_that_of_a_profile(seen):
     rise = [view.freedom*(refined(view, replace(p, defocus=p.defocus + side*2*sd), 4, particle_fit.ROUGH, 0., others).misfit - p.misfit)
             for side in (-1, 1)]
     assert 1 < np.mean(rise) < 9, rise
+
+
+def test_corrected_derivatives_predict_the_last_step_and_keep_what_it_did_not_touch():
+    rng, numbers = np.random.default_rng(0), particle_fit.NUMBERS
+    J, change = rng.normal(size=(50, len(numbers))), rng.normal(size=50)
+    width = np.array([v[0] for v in numbers.values()])
+    step, other = rng.normal(size=(2, len(numbers)))*width
+    new = particle_fit._corrected(J, step, change, numbers)
+    assert np.allclose(new@step, change)
+    other -= step*(other/width**2@step)/(step/width**2@step)
+    assert np.allclose(new@other, J@other)
+
+
+@pytest.mark.parametrize('kind', ['twin', 'decahedron', 'icosahedron'])
+def test_bodies_of_several_crystals_have_their_symmetry(kind):
+    """Every rotation of the kind leaves a centred body as it is, and a depth is the least over all facets."""
+    p = shaped(np.eye(3), 36., .4, .1, kind)
+    at = model_positions(p)
+    for s in CRYSTAL_KINDS[kind].symmetry: assert cKDTree(at).query(at@s.T)[0].max() < 1e-6
+    assert (depths(p, at) > -1e-6).all() and depths(p, at*1.3).min() < -1
+    if kind != 'twin': return
+    below, above = (at[s*(at@TWIN) > .1] for s in (-1, 1))
+    assert len(below) == len(above) and cKDTree(above).query(below - 2*np.outer(below@TWIN, TWIN))[0].max() < 1e-6
+    assert not np.allclose(np.sort(depths(replace(p, kind='one crystal'), at)), np.sort(depths(p, at)))
+
+
+def test_a_twin_is_found_from_one_of_its_crystals():
+    """The plane's axis, side and place are not told; a single crystal explains less."""
+    turn = Rotation.from_rotvec([.5, -.4, .2]).as_matrix()
+    twin = shaped(turn, 38., .45, kind='twin', body=tuple(-4.*TWIN), defocus=60., shift=(2., -1.))
+    _, _, view, true = recorded(twin)
+    own, = compared(view, [true])
+    half = CRYSTAL_KINDS['one crystal'].symmetry[7]
+    parent, = placed(view, [shaped(turn@half, 38., .45, defocus=60.)], [60.])
+    found, = particle_fit._twinned(view, [parent])
+    assert own.explained > .9 and parent.explained < .7
+    assert found.kind == 'twin' and found.explained > .93 and turned_apart(found, true) < np.radians(.5)
+    assert 'twin' in fit_row(replace(known_fit(found), model=found))['crystal']
+
+
+def test_an_icosahedrons_power_spectrum_tells_its_orientation():
+    turn = Rotation.from_rotvec([.2, .5, -.3]).as_matrix()
+    true = shaped(turn, 42., 0., kind='icosahedron', defocus=60.)
+    view = recorded(true)[2]
+    off = [np.degrees(turned_apart(p, true)) for p in likely_orientations(view, 8, kind='icosahedron')]
+    assert min(off) < 4 and all(p.kind == 'icosahedron' and np.isnan(p.truncation) for p in likely_orientations(view, 2, kind='icosahedron'))
+
+
+def test_another_kind_of_crystal_has_to_be_clearly_better(seen, monkeypatch):
+    view, true = seen[2:]
+    one, twin = replace(true, misfit=1.5, explained=.6), replace(true, kind='twin', misfit=1.45, explained=.65)
+    def descended(view, tell, kind='one crystal'): return [replace(one, kind=kind, misfit=one.misfit + .5*(kind != one.kind))]
+    monkeypatch.setattr(particle_fit, '_descended', descended)
+    monkeypatch.setattr(particle_fit, '_improved', lambda view, found, tell: found)
+    monkeypatch.setattr(particle_fit, '_freed', lambda view, found: found)
+    for worse, kind in ((particle_fit.AHEAD - 5, 'one crystal'), (particle_fit.AHEAD + 5, 'twin')):
+        better = replace(twin, misfit=one.misfit/(1 + worse/view.freedom))
+        monkeypatch.setattr(particle_fit, '_twinned', lambda view, found, better=better: [better])
+        found = particle_fit._of_all_kinds(view, lambda share: None)
+        assert found[0].kind == kind and {p.kind for p in found} == set(CRYSTAL_KINDS)
+
+
+def test_a_five_fold_particle_is_told_without_what_it_does_not_have(seen):
+    p = shaped(np.eye(3), 40., 0., kind='icosahedron', misfit=1.1, explained=.97, correlation=.8)
+    fit = replace(known_fit(seen[3]), model=p)
+    fit = replace(fit, ranges={k: v for k, v in fit.ranges.items() if k != 'truncation'})
+    row = fit_row(fit)
+    assert row['shape'] == row['crystal'] == 'icosahedron' and 'truncation' not in row and 'beam_h' not in row

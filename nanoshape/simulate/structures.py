@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'UNSEEN', 'PHI', 'FCC', 'MACKAY', 'CLOSED', 'GAP', 'PAD', 'CLOSEST', 'CONTACT', 'FORMATS', 'READ_ONLY',
-           'LARGEST', 'ONE_SITE', 'MOST_ATOMS', 'Polyhedron', 'polyhedron', 'facets', 'lattice_constant', 'fcc_points',
-           'decahedral_points', 'particle', 'closed_shell', 'feret', 'projected_sizes', 'volume_equivalent_diameter',
-           'facet_normals', 'assemble', 'facet_down', 'free_positions', 'write_structure', 'read_structure']
+           'LARGEST', 'ONE_SITE', 'MOST_ATOMS', 'turned_into_wedge', 'Polyhedron', 'polyhedron', 'facets',
+           'lattice_constant', 'fcc_points', 'icosahedral_lattice', 'decahedral_lattice', 'decahedral_points',
+           'particle', 'closed_shell', 'feret', 'projected_sizes', 'volume_equivalent_diameter', 'facet_normals',
+           'assemble', 'facet_down', 'free_positions', 'write_structure', 'read_structure']
 
 # %% ../../nbs/simulate/02_structures.ipynb #25999b2f
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ UNSEEN = ('tetrahedron', 'sphere', 'Ino decahedron', 'Marks decahedron', 'Wulff'
 PHI = (1 + 5**.5)/2
 
 # %% ../../nbs/simulate/02_structures.ipynb #a4c628e8
-def _turned_into_wedge(p, fold):  # points (n, 3), each turned about z by a multiple of 360°/fold towards +x
+def turned_into_wedge(p:np.ndarray, fold:int)->np.ndarray:  # (n, 3)
+    "Points, each turned about z by a multiple of 360°/fold towards +x."
     turn = np.arctan2(p[:, 1], p[:, 0]); turn = np.round(turn*fold/(2*np.pi))*2*np.pi/fold
     c, s = np.cos(turn), np.sin(turn)
     return np.column_stack([c*p[:, 0] + s*p[:, 1], c*p[:, 1] - s*p[:, 0], p[:, 2]])
@@ -51,7 +53,7 @@ class Polyhedron:
     def contains(self, p, radius):
         "Which of the points (n, 3) lie inside, for corners at `radius`? Bool (n,)."
         if not len(self.normals): return (p**2).sum(1) <= radius**2
-        if self.fold > 1: p = _turned_into_wedge(p, self.fold)
+        if self.fold > 1: p = turned_into_wedge(p, self.fold)
         return (p@self.normals.T <= self.distances*radius + 1e-9).all(1)
 
 # %% ../../nbs/simulate/02_structures.ipynb #b0d17678
@@ -177,6 +179,10 @@ MACKAY = 2/(1 + 1.05146)  # radial bond over the mean bond: tangential bonds are
 def _mackay(element, a, shells): return Icosahedron(element, shells, latticeconstant=a).positions*MACKAY
 
 # %% ../../nbs/simulate/02_structures.ipynb #3654aabc
+def icosahedral_lattice(a:float, radius:float)->np.ndarray:  # Å; (n, 3)
+    "Sites of twenty fcc crystals around the origin, which fill at least a sphere of the radius."
+    return _mackay('Au', a, int(np.ceil(1.26*radius/(a/2**.5*MACKAY))) + 2)  # a face is 1.26 times nearer than a corner
+
 def _icosahedral_points(element, a, radius, generator):  # positions (n, 3) that cover `radius`, the cut's centre at 0
     shell = a/2**.5*MACKAY  # a corner's distance from the centre grows by one radial bond per shell
     p = _mackay(element, a, int(radius/shell) + 3)
@@ -194,15 +200,19 @@ def _wedge_points(a, radius):  # positions (n, 3) of one wedge, ±36° about +x,
     return p
 
 # %% ../../nbs/simulate/02_structures.ipynb #fd25a1b2
+def decahedral_lattice(a:float, radius:float)->np.ndarray:  # Å; (n, 3)
+    "Sites of five fcc crystals around an axis along z through the origin, which fill at least a sphere of the radius."
+    b, wedge = a/2**.5, _wedge_points(a, radius)
+    n = int(np.ceil(radius/b)) + 2
+    axis = np.column_stack([np.zeros((2*n + 1, 2)), b*np.arange(-n, n + 1)])
+    return np.vstack([axis] + [wedge@axis_angle((0, 0, 1), 2*np.pi*k/5).T for k in range(5)])
+
 def decahedral_points(
     a:float, radius:float,  # Å
     generator:np.random.Generator,  # draws where the axis lies, up to half a bond from the centre
 )->np.ndarray:  # (n, 3)
-    "Sites of five fcc crystals around an axis along z, which fill at least a sphere of the radius."
-    b, wedge = a/2**.5, _wedge_points(a, radius)
-    n = int(np.ceil(radius/b)) + 2
-    axis = np.column_stack([np.zeros((2*n + 1, 2)), b*np.arange(-n, n + 1)])
-    p = np.vstack([axis] + [wedge@axis_angle((0, 0, 1), 2*np.pi*k/5).T for k in range(5)])
+    "These sites around a random point near the axis."
+    b, p = a/2**.5, decahedral_lattice(a, radius)
     angle = generator.uniform(0, 2*np.pi)
     return p - np.array([*generator.uniform(0, b/2)*np.array([np.cos(angle), np.sin(angle)]), generator.uniform(0, b)])
 
