@@ -16,7 +16,7 @@ from nanoshape.datasets.recipes import load_recipe, make_recipe, tubes_of
 from nanoshape.datasets.samples import sample
 from nanoshape.micrographs.reading import Micrograph
 from nanoshape.micrographs.tube_report import SURE, indices_told, write_tube
-from nanoshape.micrographs.tubes import (Axis, along_axis, axis_angle_of, candidates, find_tube, fit_walls, foci_for, line_gain, line_orders,
+from nanoshape.micrographs.tubes import (Axis, along_axis, axis_angles, candidates, find_tube, fit_walls, foci_for, line_gain, line_orders,
                                          line_power, traced, wall_contrast)
 from nanoshape.simulate.microscope import Microscope, intensity
 from nanoshape.simulate.multislice import exit_waves
@@ -164,7 +164,7 @@ def test_a_finer_pixel_and_a_larger_field_change_nothing(tube):
 
 def test_the_axis_is_found_in_steps(tube):
     mic, truth = tube
-    angle, clear = axis_angle_of(mic.image, mic.sampling)
+    angle, clear = axis_angles(mic.image, mic.sampling)[0]
     assert clear > 8 and abs(angle + truth['in_plane']) < .02
     n = mic.image.shape[0]
     start = traced(mic.image/mic.image.mean() - 1, Axis(n/2 + 6, n/2, angle + .03), mic.sampling, 80e3, mic.Cs, foci_for(80e3, mic.Cs))
