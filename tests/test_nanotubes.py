@@ -203,6 +203,7 @@ def test_the_command_writes_a_page_and_a_table(tube, tmp_path, capsys):
     assert '(14, 6)' in said and 'mirror image' in said
     table = pd.read_csv(tmp_path/'out/tube.csv')
     assert (table.n[0], table.m[0]) == (14, 6) and table.probability[0] > SURE and (table.wall == 'outer').all()
+    assert table.matched[0] > .2 and not table.matched[1:].gt(table.matched[0]).any()
     assert {p.name for p in (tmp_path/'out').iterdir()} == {'tube.csv', 'tube.png', 'run.json', 'report.html'}
     assert json.loads((tmp_path/'out/run.json').read_text())['explained'] > .3
 
@@ -243,7 +244,7 @@ def test_lines_of_second_order_do_not_count_twice():
     from nanoshape.micrographs.tubes import LinePower, REFERENCE, _line
     n, s = 240, .4167
     along, across = np.fft.rfftfreq(2*n, s), np.fft.fftfreq(n, s)
-    blank = LinePower(along, across, np.ones((n + 1, n)), n*s, 1.)
+    blank = LinePower(along, across, np.ones((n + 1, n)), np.ones(99), n*s, 1.)
     for nm in ((10, 10), (12, 3), (12, 5)):
         shape = sum(np.abs(_line(blank, o, (along, d), tube_diameter(*nm)/2, 0.))**2 for d, o in line_orders(*nm) if d > .05)
         seen = replace(blank, power=1 + 100*shape/REFERENCE)
@@ -269,3 +270,38 @@ def test_tubes_between_lists_each_tube_once():
     brute = {(n, m) for n in range(3, 61) for m in range(n + 1) if 6 <= tube_diameter(n, m) <= 25}
     assert set(every) == brute and len(brute) == len(every)
     assert tubes_between(0, 25)[0] == (3, 0)
+
+
+def test_no_power_counts_for_two_lines():
+    """One strong line between two of another tube: an armchair's. Their rows overlap, so they share it."""
+    from nanoshape.micrographs.tubes import LinePower, REFERENCE, _line
+    n, s = 240, .4167
+    along, across = np.fft.rfftfreq(2*n, s), np.fft.fftfreq(n, s)
+    blank = LinePower(along, across, np.ones((n + 1, n)), np.ones(99), n*s, 1.)
+    shape = np.abs(sum(_line(blank, o, (along, d), tube_diameter(14, 14)/2, 0.) for d, o in line_orders(14, 14) if d > .05))**2
+    seen = replace(blank, power=1 + 100*shape/REFERENCE)
+    gains = {t: line_gain(seen, *t) for t in ((14, 14), (15, 13), (16, 13), (15, 12), (16, 12))}
+    assert max(gains, key=gains.get) == (14, 14), gains
+
+
+def test_a_match_tells_the_tube_and_where_it_is(tube):
+    """An image that is simulated where a match has put the tube is explained by the same tube, and by no other."""
+    from nanoshape.micrographs.tube_match import match_image, matched
+    found = find_tube(tube[0])
+    power = line_power(found)
+    own = matched(found, power, 14, 6)
+    assert own.gain > matched(found, power, 15, 5).gain + 10 and .2 < own.explained < 1.05
+    image, focus = match_image(found, power, own)
+    made = replace(found, image=image)
+    again = matched(made, power, 14, 6)
+    assert abs(again.tilt - own.tilt) < .03 and abs(again.turn - own.turn) < .1 and abs(again.slide - own.slide) < .5
+    assert matched(made, power, 15, 5).gain < .6*again.gain
+    assert -40 < focus < 60  # 40 Å from the exit side of a tube that is 15 Å thick and a few above it
+
+
+def test_indices_are_told_only_where_the_image_agrees(tube):
+    from nanoshape.micrographs.tube_match import TubeMatch
+    table = candidates(find_tube(tube[0]))
+    match = lambda n, m: TubeMatch(n, m, 0., 0., 0., 50., .4)
+    assert indices_told(table) and indices_told(table, proved=[match(14, 6), match(15, 5)])
+    assert not indices_told(table, proved=[match(15, 5), match(14, 6)]) and not indices_told(table, 2, [match(14, 6)])

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RAY', 'APART', 'DENSITY', 'SPREAD', 'CONE', 'GAPS', 'STRIPS', 'NEAR', 'FIELD', 'DIAMETERS', 'PIXEL', 'COARSEST',
-           'NUMBERS', 'TWO_WALLS', 'NARROWEST', 'FIRST', 'SECOND', 'INSIDE', 'AMOUNTS', 'BELIEVED', 'LOW', 'HIGH',
-           'BESIDE', 'PHASES', 'REFERENCE', 'TILTS', 'DIAMETER_ERROR', 'FAR', 'FINER', 'SCALES', 'REFINED', 'COLUMNS',
-           'EXPLAINED', 'EACH_SIDE', 'SCATTER', 'TRIED', 'DIRECTIONS', 'Axis', 'along_axis', 'axis_angles',
-           'wall_contrast', 'Walls', 'fit_walls', 'foci_for', 'Tube', 'traced', 'line_orders', 'LinePower',
-           'line_power', 'line_gain', 'candidates', 'find_tube']
+           'NUMBERS', 'TWO_WALLS', 'NARROWEST', 'FIRST', 'SECOND', 'RING', 'INSIDE', 'AMOUNTS', 'BELIEVED', 'LOW',
+           'HIGH', 'BESIDE', 'PHASES', 'REFERENCE', 'TILTS', 'DIAMETER_ERROR', 'FAR', 'FINER', 'SCALES', 'REFINED',
+           'COLUMNS', 'EXPLAINED', 'EACH_SIDE', 'SCATTER', 'TRIED', 'DIRECTIONS', 'Axis', 'along_axis', 'axis_angles',
+           'wall_contrast', 'Walls', 'fit_walls', 'foci_for', 'Tube', 'traced', 'line_orders', 'windows', 'LinePower',
+           'fourth', 'line_power', 'line_gain', 'candidates', 'find_tube']
 
 # %% ../../nbs/micrographs/08_tubes.ipynb #b9f14caa
 from collections.abc import Sequence
@@ -231,32 +231,40 @@ def _windowed_power(image, w):  # power spectrum (n + 1, n) of an upright image,
     a = np.pad(image*w*along[:, None], ((0, n), (0, 0)))
     return np.abs(np.fft.fft(np.fft.rfft(a, axis=0), axis=1))**2/((w**2).sum()*(along**2).sum())
 
-# %% ../../nbs/micrographs/08_tubes.ipynb #87b02597
-@dataclass(frozen=True)
-class LinePower:
-    "Power of a tube over that of the noise."
-    along: np.ndarray; across: np.ndarray  # 1/Å (ny,), (nx,)
-    power: np.ndarray  # (ny, nx)
-    length: float  # Å of the tube
-    alike: float  # values for each independent one
-
-# %% ../../nbs/micrographs/08_tubes.ipynb #a74ef114
-INSIDE = .8  # share of a column that lies in the image, at least
-
-def _fourth(w): return len(w)*(w**4).sum()/(w**2).sum()**2  # values of a spectrum for each independent one, under a window
-
-def line_power(tube:Tube)->LinePower:
+def windows(tube:Tube)->tuple[np.ndarray,np.ndarray]:  # (n,) across: where the tube is, and what lies beside it
     "Raises `UserError` where there is too little background beside the tube."
     n, s, r = len(tube.image), tube.sampling, tube.walls.diameters[-1]/2
     x = np.abs(np.arange(n) - n/2)*s
     beside, own = np.clip((x - r - 10)/4, 0, 1)*(tube.inside > INSIDE), np.clip((r + 6 - x)/4, 0, 1)
     if beside.sum()*s < 15:
         raise UserError('too little background beside the tube to measure the noise: take a larger part of the image')
+    return own, beside
+
+# %% ../../nbs/micrographs/08_tubes.ipynb #87b02597
+RING = .02  # 1/Å, width of the rings on which noise is averaged
+
+@dataclass(frozen=True)
+class LinePower:
+    "Power of a tube over that of the noise."
+    along: np.ndarray; across: np.ndarray  # 1/Å (ny,), (nx,)
+    power: np.ndarray  # (ny, nx)
+    noise: np.ndarray  # (rings,), power per pixel, in steps of `RING`
+    length: float  # Å of the tube
+    alike: float  # values for each independent one
+
+# %% ../../nbs/micrographs/08_tubes.ipynb #a74ef114
+INSIDE = .8  # share of a column that lies in the image, at least
+
+def fourth(w): return len(w)*(w**4).sum()/(w**2).sum()**2  # values of a spectrum for each independent one, under a window
+
+def line_power(tube:Tube)->LinePower:
+    "Raises `UserError` where there is too little background beside the tube."
+    (own, beside), n, s = windows(tube), len(tube.image), tube.sampling
     qy, qx = np.fft.rfftfreq(2*n, s), np.fft.fftfreq(n, s)
-    ring, noise = np.round(np.hypot(qy[:, None], qx)/.02).astype(int), _windowed_power(tube.image, beside)
+    ring, noise = np.round(np.hypot(qy[:, None], qx)/RING).astype(int), _windowed_power(tube.image, beside)
     free = (qy[:, None] > .04) & np.ones(n, bool)
     level = np.array([noise[free & (ring == max(k, 3))].mean() for k in range(ring.max() + 1)])
-    return LinePower(qy, qx, _windowed_power(tube.image, own)/level[ring], n*s, 2*_fourth(np.hanning(n))*_fourth(own))
+    return LinePower(qy, qx, _windowed_power(tube.image, own)/level[ring], level, n*s, 2*fourth(np.hanning(n))*fourth(own))
 
 # %% ../../nbs/micrographs/08_tubes.ipynb #333d5ae5
 AMOUNTS = np.append(0., np.geomspace(.05, 3000, 21))  # of a line's peak over noise

@@ -15,6 +15,7 @@ from ..datasets.recipes import Recipe, WALLED, load_recipe
 from ..datasets.reference_images import exact_image
 from ..datasets.samples import conditions, recipe_waves, sample
 from ..micrographs.reading import Micrograph
+from ..micrographs.tube_match import TubeMatch
 from ..micrographs.tube_report import indices_told
 from ..simulate.microscope import expose, images
 from ..simulate.nanotubes import BOND, chiral_angle, tube_diameter
@@ -88,13 +89,15 @@ def image_without_tube(recipe:Recipe, i:int)->Micrograph:
 def tube_score(
     truth:dict,  # labels of the sample
     tables:Sequence[pd.DataFrame],  # of `candidates`, from the inside out
+    proved:Sequence[TubeMatch]=(),  # of `proof`, of the outer wall
 )->dict:  # plain values
-    "Whether the outer wall's indices come first, among the first three, are told, and told wrong; the first's errors."
+    "Whether the outer wall's indices come first, among the first three, are told, told wrong, and proved first; the first's errors."
     outer, walls = tables[-1], 2 if truth['inner_n'] else 1
     true = _is(outer, truth['n'], truth['m'])
-    first, told = bool(true and true[0]), indices_told(outer, len(tables))
+    first, told = bool(true and true[0]), indices_told(outer, len(tables), proved)
     out = dict(first=first, three=any(true[:3]), told=told, wrong_told=told and not first)
     out['walls_right'] = len(tables) == walls
+    if proved: out |= dict(proved_first=(proved[0].n, proved[0].m) == (truth['n'], truth['m']), matched=proved[0].explained)
     if len(outer): out |= _errors(truth, outer.iloc[0])
     inner = _is(tables[0], truth['inner_n'], truth['inner_m']) if len(tables) == 2 else []
     if walls == 2: out['inner_first'] = bool(inner and inner[0])
