@@ -31,8 +31,8 @@ from ..learn.abstention import shape_words
 from ..micrographs.film import CONE, film_foci, film_spectrum, usual_focus
 from ..micrographs.particles import at_lattice_pixels, cropped, measure_lattice
 from ..micrographs.reading import Micrograph, lattice_pixel
-from .particle_model import (CRYSTAL_KINDS, TWIN, ParticleModel, depths, model_positions, shaped, soft_sites,
-                                            turned_apart)
+from .particle_model import (CRYSTAL_KINDS, TWIN, ParticleModel, depths, model_positions, shaped,
+                                            soft_sites, turned_apart)
 from ..simulate.microscope import Microscope, images
 from ..simulate.multislice import debye_waller_factors, exit_waves
 from ..simulate.orientations import axis_angle
@@ -89,7 +89,8 @@ def _check_view(m, own, element):  # Raises `UserError`
     if not len(y): raise UserError('there is no such particle: choose one of the numbers in the picture')
     if m.bright: raise UserError('this is a dark-field image, and only bright-field images can be fitted')
     if m.sampling > (limit := lattice_pixel(element)):
-        raise UserError(f'pixels of {m.sampling/NM:.3g} nm do not show the lattice of {element}: take an image with less than {limit/NM:.3f} nm')
+        raise UserError(f'pixels of {m.sampling/NM:.3g} nm do not show the lattice of {element}: '
+                        f'take an image with less than {limit/NM:.3f} nm')
     if min(y.min(), x.min()) == 0 or y.max() == own.shape[0] - 1 or x.max() == own.shape[1] - 1:
         raise UserError('the particle is cut by the edge of the image: choose one that is whole')
 
@@ -101,13 +102,14 @@ def view_particle(
     element:str='Au',  # an fcc metal
     energy:float=300e3,  # eV, where the micrograph does not say it
 )->ParticleView:
-    "A particle as it is compared. Raises `UserError` for one that cannot be: cut off, too large, pixels too coarse, dark field."
+    "A particle as it is compared. Raises `UserError` for one that cannot be: cut off, too large, too coarse, dark field."
     _check_view(m, labels == label, element)
     small, labels = at_lattice_pixels(m, labels)
     s, own = small.sampling, labels == label
     region = measure.regionprops(own.astype(int))[0]
     (y, x), reach = map(round, region.centroid), region.feret_diameter_max*s
-    if reach > LARGEST*NM: raise UserError(f'the particle is {reach/NM:.0f} nm wide, and at most {LARGEST:.0f} nm are fitted')
+    if reach > LARGEST*NM:
+        raise UserError(f'the particle is {reach/NM:.0f} nm wide, and at most {LARGEST:.0f} nm are fitted')
     n, far = 2*next_fast_len(int(np.ceil((reach/2 + RIM + AROUND)/s))), int(np.ceil(4/s))
     ground = ~ndimage.binary_dilation(labels > 0, iterations=far)
     relative = small.image/small.image[ground].mean() - 1
@@ -151,8 +153,8 @@ def _images(view, wave, foci, p, how):  # of one wave at several foci (k, n, n),
     value = lambda v: torch.full((len(foci),), float(v))
     at_exit = torch.tensor(foci, dtype=torch.float32) + view.half
     x, y = p.astigmatism
-    m = Microscope(view.energy, Cs=view.Cs + p.Cs_offset, defocus=at_exit, C12=value(np.hypot(x, y)), phi12=value(np.arctan2(y, x)/2),
-                   focal_spread=value(p.focal_spread), mtf=value(p.mtf),
+    m = Microscope(view.energy, Cs=view.Cs + p.Cs_offset, defocus=at_exit, C12=value(np.hypot(x, y)),
+                   phi12=value(np.arctan2(y, x)/2), focal_spread=value(p.focal_spread), mtf=value(p.mtf),
                    angular_spread=CONE, vibration=VIBRATION, pixel_integration=True, foci=how[2])
     return images(wave.expand(len(foci), *wave.shape[-2:]), m, view.sampling, gpts=view.n) - 1
 
@@ -230,14 +232,13 @@ FORMS = {'one crystal': ((.1, 0.), (.5, 0.), (.9, 0.), (.5, .8)), 'decahedron': 
          'icosahedron': ((0., 0.), (0., .7))}  # truncation, roundness
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #bae513bc
-def _own_directions(u, group):  # bool (n,): one direction (n, 3) of those that the group's rotations bring onto each other
+def _own_directions(u, group):  # bool (n,): one of those (n, 3) that rotations bring onto each other
     first = np.array([.2, .1, 1])  # no axis of symmetry
     return u@first >= (group@first@u.T).max(0) - 1e-12
 
 @lru_cache(maxsize=4)
 def beam_directions(kind:str='one crystal')->np.ndarray:  # (n, 3, 3)
-    """Rotations that bring onto the beam the directions that differ for this kind of crystal, a 24th of the sphere for a cubic
-    one; points of a Fibonacci spiral."""
+    "Rotations that bring onto the beam the directions that differ for this kind of crystal; points of a Fibonacci spiral."
     n = round(4*np.pi/SPACING**2/.866)
     z, phi = 1 - (2*np.arange(n) + 1)/n, (np.arange(n) + .5)*np.pi*(1 + 5**.5)
     u = np.stack([*(np.sqrt(1 - z**2)*f(phi) for f in (np.cos, np.sin)), z], 1)
@@ -276,7 +277,7 @@ def _inside(truncation, roundness, kind):  # points (n, 3) that fill a body of s
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #44d6aa64
 def sized(
-    view:ParticleView, rotation:np.ndarray, truncation:float, roundness:float=0., kind:str='one crystal', **more,  # other values
+    view:ParticleView, rotation:np.ndarray, truncation:float, roundness:float=0., kind:str='one crystal', **more,
 )->ParticleModel:
     "A model of this form, as large as the outline is wide."
     xy = (_inside(truncation, roundness, kind)@rotation.T)[:, :2]
@@ -290,7 +291,7 @@ def _alike(seen, own):  # correlations (n, forms, angles) of spectra (n, forms, 
     product = (np.fft.rfft(seen)*np.fft.rfft(own).conj()).sum(-2)
     return np.fft.irfft(product, ANGLES)/np.sqrt((own**2).sum((-1, -2)))[..., None]/max(np.sqrt((seen**2).sum()), 1e-12)
 
-def _correlations(view, kind):  # of each direction, form and turn with the recorded spectrum; that; factors of the rings
+def _correlations(view, kind):  # of each direction, form and turn with the recorded spectrum; that; rings' factors
     seen, turns = _recorded_spectrum(view), beam_directions(kind)
     of = lambda r: [_model_spectrum(view, sized(view, r, *f, kind)) for f in FORMS[kind]]
     with thread_map(len(turns)) as each: own = np.array([*each(of, turns)])
@@ -329,7 +330,7 @@ def likely_orientations(
     apart:float=np.radians(2.2),  # rad, at least
     kind:str='one crystal',  # or another one of `FORMS`
 )->list[ParticleModel]:  # the likeliest first, with form and size
-    "Orientations whose power spectrum is most like the recorded one; of each the one turned by 180° about the beam, too."
+    "Orientations whose power spectrum is most like the recorded one; of each the one turned by 180°, too."
     c, seen, rings = _correlations(view, kind)
     form, c, turns = c.argmax(1), c.max(1), beam_directions(kind)
     direction, turn = np.nonzero((c >= np.roll(c, 1, 1)) & (c >= np.roll(c, -1, 1)))
@@ -352,7 +353,7 @@ FREER = ATOMIC | FACETS | OPTICAL | dict(astigmatism_x=(20., 15., 3.), astigmati
 LIMITS = dict(mtf=(.1, 1.), focal_spread=(15., 100.), lattice=(.98, 1.02), Cs_offset=(-3e5, 3e5))
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #2ab8bf6c
-def _free(view, numbers): return {k: v for k, v in numbers.items() if k != 'Cs_offset' or not view.cs_told}  # those that are not known
+def _free(view, numbers): return {k: v for k, v in numbers.items() if k != 'Cs_offset' or not view.cs_told}
 
 def _turned(p, v):  # by a rotation vector
     angle = np.linalg.norm(v)
@@ -370,7 +371,7 @@ def _moved(p, **by):  # changed by these amounts of `FREER`
                 astigmatism=tuple(np.add(p.astigmatism, of('astigmatism_x', 'astigmatism_y'))))
     p = replace(p, **{k: float(np.clip(getattr(p, k) + v, *LIMITS.get(k, (-np.inf, np.inf)))) for k, v in by.items()})
     least = .3 if p.kind == 'decahedron' else 3**-.5
-    return replace(p, d100=float(np.clip(p.d100, least*p.d111, 3**.5*p.d111)))  # of a cubic crystal only one family cuts beyond these
+    return replace(p, d100=float(np.clip(p.d100, least*p.d111, 3**.5*p.d111)))  # beyond, only one family cuts
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #88e11272
 def _simulated(view, p, how):  # exit wave and image
@@ -404,7 +405,7 @@ def _stepped(view, p, J, spectrum, damping, numbers):  # the model after a step,
     step = np.clip(step, *np.array([(-v[1], v[1]) for v in numbers.values()]).T)
     return _moved(p, **{k: float(s) for k, s in zip(numbers, step) if k != 'brightness'}), step
 
-def _corrected(J, step, change, numbers):  # derivatives that predict the change of the last step (Broyden 1965, eq. 4.5)
+def _corrected(J, step, change, numbers):  # derivatives that predict the last step's change (Broyden 1965, eq. 4.5)
     along = step/np.array([v[0]**2 for v in numbers.values()])
     return J + np.outer(change - J@step, along)/(step@along)
 
@@ -419,7 +420,8 @@ def refined(
 )->ParticleModel:
     "The model turned, moved, grown and refocused so that its image is most like the recorded one."
     at, damping, J, numbers = _simulated(view, p, how), 1., None, _free(view, numbers)
-    p, rough, spectrum = _compared(view, p, at[1]), COARSE if how == COARSE else ROUGH, lambda q, i: _weighted(view, _shifted(i, q.shift))
+    p, rough = _compared(view, p, at[1]), COARSE if how == COARSE else ROUGH
+    spectrum = lambda q, i: _weighted(view, _shifted(i, q.shift))
     for _ in range(rounds):
         if J is None: J, age = _derivatives(view, p, rough, numbers, at if how == rough else None), 0
         q, step = _stepped(view, p, J, before := spectrum(p, at[1]), damping, numbers)
@@ -449,7 +451,7 @@ def focus_range(view:ParticleView)->np.ndarray:  # Å
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #eb295457
 CANDIDATES, FOCI = 10, 3  # orientations that are followed, and foci of each
-THINNED = (1, 24), (1, 12), (3, 4), (12, 3)  # steps, and models that are kept after them; the first two refine the pose only
+THINNED = (1, 24), (1, 12), (3, 4), (12, 3)  # steps (the first two of the pose only), and models that are kept
 ELSEWHERE = np.r_[-100:101:20]  # Å: foci that are tried once more, from the model's own
 SOFT, FIRM, LAST = .6, .4, (.2, .12)  # Å, surfaces of models: of the first steps; of the later; of the best one's last
 APART = np.radians(.8), 25.  # rad, and Å of focus, between models that are followed
@@ -458,7 +460,7 @@ ENOUGH, RIVAL = .96, .1  # of what is beyond noise: nothing more is tried; by ho
 HOPEFUL = .5  # explained after the first restarts: below, nothing more is tried either
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #370ad81a
-def _other(p, q, angle): return p.kind != q.kind or turned_apart(p, q) > angle  # is it another orientation, or another kind?
+def _other(p, q, angle): return p.kind != q.kind or turned_apart(p, q) > angle  # another orientation, or kind?
 
 def _near(p, q): return abs(p.defocus - q.defocus) < APART[1] and not _other(p, q, APART[0])
 
@@ -478,7 +480,7 @@ def _thinned(view, some, steps):  # refined and thinned out in turns of (steps, 
         some = sorted(_all_refined(view, some, k, ROUGH, SLOW, numbers), key=lambda p: p.misfit)[:most]
     return some
 
-def _other_bodies(view, p):  # the best of other bodies in the model's place, and of the same one elsewhere in the lattice
+def _other_bodies(view, p):  # the best of other bodies in the model's place, and of it elsewhere in the lattice
     forms = [sized(view, p.rotation, *f, p.kind, body=p.body, shift=p.shift, defocus=p.defocus, edge=SOFT,
                    focal_spread=p.focal_spread, mtf=p.mtf, lattice=p.lattice) for f in _OTHER_FORMS.get(p.kind, _ALL_FORMS)]
     a = lattice_constant(view.element)
@@ -488,7 +490,7 @@ def _other_bodies(view, p):  # the best of other bodies in the model's place, an
 # %% ../../nbs/atoms/08_particle_fit.ipynb #fdaf831a
 TILTS = 1., 4.  # °: step and reach of the tilts that are tried
 SLOW = 1e-3  # by which a step of a restart has to make the misfit smaller
-TURNED = .9  # explained: below, all foci are tried, and the model turned by 180° about the beam, whose spectrum is the same
+TURNED = .9  # explained: below, all foci are tried, and the model turned by 180°, whose spectrum is the same
 _POSE = {k: NUMBERS[k] for k in ('rx', 'ry', 'rz', 'd111', 'defocus', *PLACE)}
 
 def _hexagons(step, reach):  # points (n, 2) of a triangular lattice
@@ -523,7 +525,7 @@ def _refocused(view, p):  # the model, or a better one at another focus
     return _best([p, *_all_refined(view, others, 3, ROUGH, 0.)])
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #251281e0
-def _descended(view, tell, kind='one crystal'):  # where descents from the spectrum's candidates end, the best first; `tell`: the share done
+def _descended(view, tell, kind='one crystal'):  # where descents from the spectrum's candidates end, the best first
     starts = [replace(p, edge=SOFT) for p in likely_orientations(view, CANDIDATES, kind=kind)]; tell(.3)
     found = placed(view, starts, focus_range(view), FOCI); tell(.4)
     for k, (steps, most) in enumerate(THINNED):
@@ -563,9 +565,11 @@ DEPTHS = 0., .25, .55  # of a twin's plane above the body's centre, of half its 
 def _twinned(view, found):  # twins one of whose crystals is the model, the best first
     upwards = {}
     for s in CRYSTAL_KINDS['one crystal'].symmetry: upwards.setdefault(tuple(np.round(s@TWIN, 6)), s)
-    of = lambda p, s, h: sized(view, p.rotation@s, min(.6, max(.2, p.truncation)), .2, 'twin', edge=SOFT, defocus=p.defocus,
-                               body=tuple(-h*view.reach/2*TWIN), focal_spread=p.focal_spread, mtf=p.mtf, lattice=p.lattice)
-    some = placed(view, [of(p, s, h) for p in found for s in upwards.values() for h in DEPTHS], found[0].defocus + np.r_[-20:21:20])
+    of = lambda p, s, h: sized(view, p.rotation@s, min(.6, max(.2, p.truncation)), .2, 'twin', edge=SOFT,
+                               defocus=p.defocus, body=tuple(-h*view.reach/2*TWIN), focal_spread=p.focal_spread,
+                               mtf=p.mtf, lattice=p.lattice)
+    some = [of(p, s, h) for p in found for s in upwards.values() for h in DEPTHS]
+    some = placed(view, some, found[0].defocus + np.r_[-20:21:20])
     some = _thinned(view, sorted(some, key=lambda p: p.misfit)[:12], [(3, 6, NUMBERS), (4, 3, NUMBERS)])
     best = _best(_all_refined(view, [replace(p, edge=FIRM) for p in some], 8, ROUGH))
     if HOPEFUL < best.explained: best = _restarted(view, best, 1)
@@ -685,7 +689,7 @@ def _five_fold(view, found, tell):  # the found models of five-fold particles, t
     if kinds[0][0].misfit < found[0].misfit: kinds[0] = _improved(view, kinds[0], lambda s: tell(.6 + .4*s))
     return kinds
 
-def _of_all_kinds(view, tell):  # the best models, those of the kind that is told first, and the best one of each other kind
+def _of_all_kinds(view, tell):  # the models of the kind that is told, the best first, and the best of each other kind
     one, five = _descended(view, lambda s: tell(.2*s)), []
     if one[0].explained < HOPEFUL: five = _five_fold(view, one, lambda s: tell(.2 + .3*s))
     if not five or five[0][0].explained < least_explained(view):
@@ -697,7 +701,7 @@ def _of_all_kinds(view, tell):  # the best models, those of the kind that is tol
     best = min(done, key=lambda of: of[0].misfit)
     if _worse(view, one[0], best[0]) < AHEAD: best = one
     rivals = [of[0] for of in done if of is not best]
-    return best + [p for p in rivals if (best[0].kind, p.kind) != ('one crystal', 'twin')]  # a twin can be all but one crystal
+    return best + [p for p in rivals if (best[0].kind, p.kind) != ('one crystal', 'twin')]  # a twin may be all but one
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #cb56c428
 def fit_particle(
@@ -731,13 +735,15 @@ def fit_row(
     """A fit as a row of a table. A fit that was not accepted has its reason, its goodness, and no shape; `ahead` is None
     where no other orientation was left. An icosahedron has no truncation, a five-fold particle no beam direction."""
     p, d, at = fit.model, fit.deviations, model_positions(fit.model, element)
-    goodness = dict(accepted=fit.accepted, why=fit.why, misfit=p.misfit, explained=p.explained, correlation=p.correlation,
-                    by_chance=max(fit.chance), ahead=fit.ahead if np.isfinite(fit.ahead) else None)
+    goodness = dict(accepted=fit.accepted, why=fit.why, misfit=p.misfit, explained=p.explained,
+                    correlation=p.correlation, by_chance=max(fit.chance), ahead=fit.ahead if np.isfinite(fit.ahead) else None)
     if not fit.accepted: return goodness
     unit = lambda k: NM if k == 'diameter' else 1
     ends = {f'{k}_{end}': v/unit(k) for k, r in fit.ranges.items() for end, v in zip(('low', 'high'), r[1])}
-    beam = {} if p.kind in FIVE_FOLD else dict(zip(('beam_h', 'beam_k', 'beam_l'), np.sort(np.abs(p.rotation[2])).tolist()))
+    beam = zip(('beam_h', 'beam_k', 'beam_l'), np.sort(np.abs(p.rotation[2])).tolist())
+    beam = {} if p.kind in FIVE_FOLD else dict(beam)
     form = {} if p.kind == 'icosahedron' else dict(truncation=p.truncation)
-    return goodness | dict(crystal=p.kind, shape=_shape_told(fit), **form, roundness=p.roundness, diameter_nm=feret(at[:, :2])[0]/NM,
-        **ends, **beam, tilt_deg_sd=fit.tilt_deg[1], focus_nm=exit_defocus(p, element)/NM, focus_nm_sd=float(d['defocus'])/NM,
+    return goodness | dict(crystal=p.kind, shape=_shape_told(fit), **form, roundness=p.roundness,
+        diameter_nm=feret(at[:, :2])[0]/NM, **ends, **beam, tilt_deg_sd=fit.tilt_deg[1],
+        focus_nm=exit_defocus(p, element)/NM, focus_nm_sd=float(d['defocus'])/NM,
         focal_spread_nm=p.focal_spread/NM, mtf=p.mtf, Cs_offset_um=p.Cs_offset/1e4, lattice=p.lattice, atoms=len(at))

@@ -44,7 +44,8 @@ def _band(tube, power):
     window = along[:, None]*own
     spectrum = fft2(window*tube.image)
     beyond = sum(float((w*np.abs(spectrum)**2).sum() - (w > 0).sum()) for w in weights)
-    return _Band(window, weights, tuple(rfft(window*ifft2(w*spectrum).real, axis=0) for w in weights), beyond, fourth(along)*fourth(own))
+    recorded = tuple(rfft(window*ifft2(w*spectrum).real, axis=0) for w in weights)
+    return _Band(window, weights, recorded, beyond, fourth(along)*fourth(own))
 
 # %% ../../nbs/micrographs/09_tube_match.ipynb #36d775b3
 def tube_atoms(
@@ -70,8 +71,8 @@ def _projected(tube, atoms, blur):  # image (n, n) of a weak phase object, unsca
     n = FINER*len(tube.image)
     at = atoms.positions[:, :2]*FINER/tube.sampling
     low = np.floor(at).astype(int)
-    counts = sum(np.bincount((low[:, 1] + j) % n*n + (low[:, 0] + i) % n, np.abs((1 - i - at + low)[:, 0]*(1 - j - at + low)[:, 1]), n*n)
-                 for i, j in product((0, 1), repeat=2))  # shared by the four pixels around an atom
+    share = lambda i, j: np.abs((1 - i - at + low)[:, 0]*(1 - j - at + low)[:, 1])  # of the four pixels around an atom
+    counts = sum(np.bincount((low[:, 1] + j) % n*n + (low[:, 0] + i) % n, share(i, j), n*n) for i, j in product((0, 1), repeat=2))
     k = np.fft.fftfreq(n//FINER, FINER/n).astype(int)
     return ifft2(fft2(counts.reshape(n, n).astype(np.float32))[np.ix_(k, k)]*blur).real
 
@@ -85,7 +86,7 @@ class TubeMatch:
     explained: float  # share of what the layer lines' band holds beyond noise
 
 # %% ../../nbs/micrographs/09_tube_match.ipynb #f84c7640
-def _slides(band, model):  # log likelihood of each slide (n,), whole pixels; below 0 where the contrast is the wrong way round
+def _slides(band, model):  # log likelihood of each slide (n,), pixels; below 0 where the contrast is reversed
     n, own, power, total = len(model), rfft(model, axis=0), np.abs(fft2(band.window*model))**2, 0.
     for w, seen in zip(band.weights, band.recorded):
         c = n**2*irfft((seen*own.conj()).sum(1), n)
@@ -93,7 +94,7 @@ def _slides(band, model):  # log likelihood of each slide (n,), whole pixels; be
     return total/band.alike
 
 # %% ../../nbs/micrographs/09_tube_match.ipynb #dbb93f0b
-TURNS, TILTS = 8, np.radians(np.arange(-7.5, 7.6, 1.5))  # for each turn by which a layer line's phase changes by 2π; rad
+TURNS, TILTS = 8, np.radians(np.arange(-7.5, 7.6, 1.5))  # for each 2π of a layer line's phase; rad
 
 def matched(
     tube:Tube, power:LinePower,
@@ -131,12 +132,15 @@ def _exit_wave(tube, best):  # (1, n, n); Å from the tube's axis to the exit si
     atoms.set_cell([width, width, high - low + 4]); atoms.pbc = True
     return exit_waves([atoms], 2*n, tube.energy, 2., debye_waller=debye_waller_factors({'C'}), out_gpts=n), high + 2
 
-def match_image(tube:Tube, power:LinePower, best:TubeMatch)->tuple[np.ndarray,float]:  # (n, n), relative to the background; Å
+def match_image(
+    tube:Tube, power:LinePower, best:TubeMatch,
+)->tuple[np.ndarray,float]:  # (n, n), relative to the background; Å
     "The simulated image, upright as the tube's, and its focus from the tube's axis."
     wave, below = _exit_wave(tube, best)
     foci = foci_for(tube.energy, tube.Cs)
-    m = Microscope(tube.energy, Cs=tube.Cs, defocus=torch.tensor(foci + below, dtype=torch.float32), focal_spread=SPREAD,
-                   angular_spread=CONE, vibration=.3, mtf=.5, pixel_integration=True)
+    at_exit = torch.tensor(foci + below, dtype=torch.float32)
+    m = Microscope(tube.energy, Cs=tube.Cs, defocus=at_exit, focal_spread=SPREAD, angular_spread=CONE,
+                   vibration=.3, mtf=.5, pixel_integration=True)
     made = images(wave.expand(len(foci), -1, -1), m, tube.sampling, gpts=len(tube.image)).numpy() - 1
     band = _band(tube, power)
     alike = [_slides(band, image.astype(float))[0] for image in made]

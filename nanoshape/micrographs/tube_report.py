@@ -26,7 +26,7 @@ def indices_told(
     walls:int=1,  # of the tube
     proved:Sequence[TubeMatch]=(),  # of `proof`; none: no image was simulated
 )->bool:
-    "Whether one of the candidates is likely enough, its lines strong enough, and its image the best one; of two walls never."
+    "Whether a candidate is likely enough, its lines strong enough, and its image the best one; of two walls never."
     likely = walls == 1 and len(table) and table.probability[0] >= SURE and table.gain[0] >= LINES_SHOW
     return bool(likely and (not proved or (proved[0].n, proved[0].m) == (table.n[0], table.m[0])))
 
@@ -77,7 +77,8 @@ def plot_tube(
     simulated:np.ndarray|None=None,  # (n, n), of `match_image`
 )->np.ndarray:  # of axes
     "The tube upright, its simulated image, the profile of its walls, and its layer lines with those of a candidate."
-    fig, axs = plt.subplots(1, 3 if simulated is None else 4, figsize=(6.8 if simulated is None else 8.6, 2.2), layout='constrained')
+    columns = 3 if simulated is None else 4
+    fig, axs = plt.subplots(1, columns, figsize=(1.4 + 1.8*columns, 2.2), layout='constrained')
     low, high = np.percentile(tube.image, (.5, 99.5))
     for ax, a, name in zip(axs, (tube.image, simulated)[:len(axs) - 2], ('recorded', 'simulated')):
         show_image(a, tube.sampling, ax, name, vmin=low, vmax=high)
@@ -115,7 +116,8 @@ def _page(m, text, table, png, made, assumed):  # HTML
 
 # %% ../../nbs/micrographs/10_tube_report.ipynb #d6e6cf7b
 def _proved(tube, power, tables):  # of a tube of one wall whose lines show
-    return proof(tube, power, tables[0]) if len(tables) == 1 and len(tables[0]) and tables[0].gain[0] >= LINES_SHOW else []
+    show = len(tables) == 1 and len(tables[0]) and tables[0].gain[0] >= LINES_SHOW
+    return proof(tube, power, tables[0]) if show else []
 
 def _with_matches(table, proved):  # the table with what each simulated image explains
     share = {(p.n, p.m): p.explained for p in proved}
@@ -135,7 +137,8 @@ def write_tube(
     power = line_power(tube)
     tables = [candidates(tube, power, wall) for wall in range(len(tube.walls.diameters))]
     best, proved = tables[-1].iloc[0] if len(tables[-1]) else None, _proved(tube, power, tables)
-    png = as_png(plot_tube(tube, power, best, match_image(tube, power, proved[0])[0] if proved else None)[0].figure, DPI)
+    simulated = match_image(tube, power, proved[0])[0] if proved else None
+    png = as_png(plot_tube(tube, power, best, simulated)[0].figure, DPI)
     rows = [t[t.probability >= .001].assign(wall=k) for k, t in zip(('outer', 'inner'), tables[::-1])]
     table, made = _with_matches(pd.concat(rows), proved).round(4), _record(m, tube, params)
     text = summarise_tube(m, tube, tables, proved)

@@ -255,7 +255,9 @@ class LinePower:
 # %% ../../nbs/micrographs/08_tubes.ipynb #a74ef114
 INSIDE = .8  # share of a column that lies in the image, at least
 
-def fourth(w): return len(w)*(w**4).sum()/(w**2).sum()**2  # values of a spectrum for each independent one, under a window
+def fourth(w:np.ndarray)->float:
+    "Values of a spectrum for each independent one, under a window (n,)."
+    return len(w)*(w**4).sum()/(w**2).sum()**2
 
 def line_power(tube:Tube)->LinePower:
     "Raises `UserError` where there is too little background beside the tube."
@@ -301,7 +303,7 @@ def _rows(power, lines, tilt):  # bool (ny,), around lines near each other
 # %% ../../nbs/micrographs/08_tubes.ipynb #f1f3b99c
 PHASES = np.exp(1j*np.pi/4*np.arange(8))  # between lines that interfere, tried
 
-def _amplitudes(power, lines, rows, radius, tilt):  # of the sum of lines (ny, nx) on these rows, with each of the phases
+def _amplitudes(power, lines, rows, radius, tilt):  # of the sum of lines (ny, nx), with each of the phases
     parts = [_line(power, order, (power.along[rows], d), radius, tilt) for d, order in lines]
     return [parts[0] + sum(parts[1:])*p for p in (PHASES if len(parts) > 1 else [1.])]
 
@@ -377,7 +379,8 @@ def _like_a_tube(tube):
 # %% ../../nbs/micrographs/08_tubes.ipynb #bb4fd7e0
 def _check_tube_image(m):  # Raises `UserError`
     if not np.median(m.image) > 0:
-        raise UserError('the background is not above zero, so contrast cannot be measured: give the image as it was recorded')
+        raise UserError('the background is not above zero, so contrast cannot be measured: '
+                        'give the image as it was recorded')
     if m.sampling > COARSEST:
         raise UserError(f'pixels of {m.sampling/NM:.3g} nm do not show the lattice of graphene: '
                         f'take an image with less than {COARSEST/NM:.2f} nm')

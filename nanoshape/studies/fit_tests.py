@@ -29,9 +29,10 @@ from ..simulate.orientations import ZONES, axis_angle
 from ..simulate.structures import lattice_constant
 
 # %% ../../nbs/studies/05_fit_tests.ipynb #d2945050
-OTHER_FORMS = ['rhombic dodecahedron', 'tetrahedron', 'triangular bipyramid', 'rod', 'hollow sphere', 'several crystals',
-               'Marks decahedron', 'agglomerate', 'amorphous']
-TWINNED = {'twinned crystal': 'twin', 'Ino decahedron': 'decahedron', 'icosahedron': 'icosahedron'}  # form → kind of the fit's model
+OTHER_FORMS = ['rhombic dodecahedron', 'tetrahedron', 'triangular bipyramid', 'rod', 'hollow sphere',
+               'several crystals', 'Marks decahedron', 'agglomerate', 'amorphous']
+# form → kind of the fit's model
+TWINNED = {'twinned crystal': 'twin', 'Ino decahedron': 'decahedron', 'icosahedron': 'icosahedron'}
 
 # %% ../../nbs/studies/05_fit_tests.ipynb #086481a6
 KINDS = {  # keys of the recipe
