@@ -125,7 +125,8 @@ CAUTION = ('A fit that is accepted says that the image could have been made by t
            'these are choices of this project.')
 LEGEND = ('Also in fits.csv. misfit: mean square of the difference over that of the noise; explained: share of what is '
           'recorded beyond noise; by_chance: highest correlation of eight wrong orientations; ahead: by how much χ² is '
-          'worse at the next orientation or kind of crystal; truncation: 0 octahedron, ½ cuboctahedron, 1 cube; roundness: 1 a sphere; low, '
+          'worse at the next orientation or kind of crystal; crystal: one crystal, twin, decahedron or icosahedron; '
+          'truncation: 0 octahedron, ½ cuboctahedron, 1 cube; roundness: 1 a sphere; low, '
           "high: 95 % range; beam_h, k, l: the beam's direction in the crystal; tilt_deg_sd, focus_nm_sd: standard "
           "deviations; focus > 0: underfocus, from the particle's exit side.")
 

@@ -405,13 +405,13 @@ def _stepped(view, p, J, spectrum, damping, numbers):  # the model after a step,
     step = np.clip(step, *np.array([(-v[1], v[1]) for v in numbers.values()]).T)
     return _moved(p, **{k: float(s) for k, s in zip(numbers, step) if k != 'brightness'}), step
 
+AGE = 2  # corrections of derivatives before they are measured again
+
 def _corrected(J, step, change, numbers):  # derivatives that predict the last step's change (Broyden 1965, eq. 4.5)
     along = step/np.array([v[0]**2 for v in numbers.values()])
     return J + np.outer(change - J@step, along)/(step@along)
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #8c4624fb
-AGE = 2  # corrections of derivatives before they are measured again
-
 def refined(
     view:ParticleView, p:ParticleModel,
     rounds:int=8, how:tuple=FINE,

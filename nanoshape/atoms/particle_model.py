@@ -44,7 +44,7 @@ TWIN = np.ones(3)/3**.5  # normal of a twin's plane
 def _mirrored(p): return p - 2*np.outer(p@TWIN, TWIN)
 
 def _twin_sites(n):
-    p = fcc_points(1., n, np.zeros(3))
+    p = _cubic_sites(n)
     return np.vstack([p[p@TWIN < .1], _mirrored(p[p@TWIN < -.1])])
 
 def _twin_folded(x, sites): return np.abs(np.where((sites@TWIN > .1)[:, None], _mirrored(x), x))

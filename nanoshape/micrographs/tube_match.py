@@ -6,8 +6,9 @@
 __all__ = ['BETWEEN', 'FINER', 'TURNS', 'TILTS', 'PROVED', 'tube_atoms', 'TubeMatch', 'matched', 'proof', 'match_image']
 
 # %% ../../nbs/micrographs/09_tube_match.ipynb #c1718efb
-from dataclasses import dataclass
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -48,16 +49,21 @@ def _band(tube, power):
     return _Band(window, weights, recorded, beyond, fourth(along)*fourth(own))
 
 # %% ../../nbs/micrographs/09_tube_match.ipynb #36d775b3
+@lru_cache(maxsize=32)
+def _upright(n, m, length):  # positions (k, 3); they are built once for all turns
+    return carbon_nanotube((n, m), length=length).positions
+
+# %% ../../nbs/micrographs/09_tube_match.ipynb #38f4260d
 def tube_atoms(
     tube:Tube, n:int, m:int,
     tilt:float, turn:float, slide:float=0.,  # rad; out of the image and about the axis; Å along it
 )->Atoms:
     "A tube of these indices in the place of the upright one; x and y from the image's corner."
-    a = carbon_nanotube((n, m), length=len(tube.image)*tube.sampling/np.cos(tilt) + 2*abs(slide) + 40)
-    p = a.positions@axis_angle((0, 1, 0), turn).T@axis_angle((1, 0, 0), tilt).T + [0, slide, 0]
+    built = _upright(n, m, len(tube.image)*tube.sampling/np.cos(tilt) + 2*abs(slide) + 40)
+    p = built@axis_angle((0, 1, 0), turn).T@axis_angle((1, 0, 0), tilt).T + [0, slide, 0]
     half = len(tube.image)*tube.sampling/2
-    a.positions = p + [half, half, 0]
-    return a[np.abs(p[:, 1]) < half - 1e-6]
+    p = p[np.abs(p[:, 1]) < half - 1e-6]
+    return Atoms(numbers=np.full(len(p), 6), positions=p + [half, half, 0])
 
 # %% ../../nbs/micrographs/09_tube_match.ipynb #118926b5
 def _blur(tube):  # of an atom's image, in Fourier space (n, n)
@@ -65,6 +71,7 @@ def _blur(tube):  # of an atom's image, in Fourier space (n, n)
     m = Microscope(tube.energy, Cs=tube.Cs, defocus=tube.walls.focus, focal_spread=SPREAD, angular_spread=CONE)
     return -transfer((n, n), s, m)[0].imag.numpy()*scattering_factor('C')(np.hypot(f[:, None], f))
 
+# %% ../../nbs/micrographs/09_tube_match.ipynb #90a95ee5
 FINER = 2  # of the grid on which atoms are counted: on a coarse one, what lies beyond its Nyquist frequency comes back
 
 def _projected(tube, atoms, blur):  # image (n, n) of a weak phase object, unscaled
@@ -132,6 +139,7 @@ def _exit_wave(tube, best):  # (1, n, n); Å from the tube's axis to the exit si
     atoms.set_cell([width, width, high - low + 4]); atoms.pbc = True
     return exit_waves([atoms], 2*n, tube.energy, 2., debye_waller=debye_waller_factors({'C'}), out_gpts=n), high + 2
 
+# %% ../../nbs/micrographs/09_tube_match.ipynb #b194bddd
 def match_image(
     tube:Tube, power:LinePower, best:TubeMatch,
 )->tuple[np.ndarray,float]:  # (n, n), relative to the background; Å

@@ -20,8 +20,9 @@ import torch
 from scipy import ndimage
 from scipy.special import j0, jv
 from ..core import NM, UserError
+from .film import usual_focus
 from .reading import Micrograph, resampled
-from ..simulate.microscope import Microscope, scherzer, transfer
+from ..simulate.microscope import Microscope, transfer
 from ..simulate.nanotubes import BOND, chiral_angle, tube_diameter, tubes_between
 from ..simulate.potential import VOLT, interaction, scattering_factor
 
@@ -171,7 +172,7 @@ PIXEL, COARSEST = .42, .9  # Å: finer pixels are averaged; coarser than the sec
 
 def foci_for(energy:float, Cs:float)->np.ndarray:  # Å
     "Foci that are tried."
-    middle = scherzer(energy, Cs) if Cs > 1e6 else 0.
+    middle = usual_focus(energy, Cs)
     return middle + np.arange(-150. if middle == 0 else -500., 151 if middle == 0 else 301, 10.)
 
 # %% ../../nbs/micrographs/08_tubes.ipynb #fb65b149
