@@ -1,6 +1,7 @@
 """Sweeps: grids, runs that fail, interruptions, clusters; and what experiments share."""
 import json
 import subprocess
+import sys
 
 import nbformat
 import numpy as np
@@ -119,6 +120,23 @@ def test_runs_share_out_the_cores_and_a_file_to_keep_must_be_there(spec, noteboo
     laptop['keep'].pop('absent.npz')
     sweep(spec(laptop=laptop), out=tmp_path/'runs', table=tmp_path/'t.csv')
     assert (tmp_path/'kept').read_text() == '1', 'more runs at a time than cores: a thread each'
+
+
+def test_a_kernel_that_dies_before_it_answers_is_started_again(spec, tmp_path, monkeypatch):
+    """Kernels that start at once may choose the same port; the second of them dies."""
+    (tmp_path/'kernel.sh').write_text(f'#!/bin/sh\necho >> {tmp_path}/starts\n[ $(wc -l < {tmp_path}/starts) -gt $KILLED ] || exit 1\n'
+                                      f'exec {sys.executable} -m ipykernel_launcher "$@"\n')
+    folder = tmp_path/'jupyter/kernels/python3'
+    folder.mkdir(parents=True)
+    (folder/'kernel.json').write_text(json.dumps({'argv': ['sh', f'{tmp_path}/kernel.sh', '-f', '{connection_file}'],
+                                                  'display_name': 'python3', 'language': 'python'}))
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path/'jupyter'))
+    monkeypatch.setenv('KILLED', '2')
+    assert not sweep(spec(laptop=dict(grid=dict(seed=[0]))), out=tmp_path/'runs', table=tmp_path/'t.csv')[1]
+    assert (tmp_path/'starts').read_text() == '\n'*3
+    monkeypatch.setenv('KILLED', '9')
+    failed = sweep(spec(laptop=dict(grid=dict(seed=[1]))), out=tmp_path/'runs', table=tmp_path/'t.csv')[1]
+    assert 'Kernel died' in failed['seed=1'] and (tmp_path/'starts').read_text() == '\n'*6, 'three starts, then it is told'
 
 
 def test_a_cluster_gives_the_same_table(spec, tmp_path):

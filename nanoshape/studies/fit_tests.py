@@ -57,8 +57,9 @@ def fit_recipe(
     if unknown := [f for f in forms if f not in known]:
         raise UserError(f'there is no {unknown[0]!r} among {what}: {"name some of " + ", ".join(known) if known else "name no forms"}')
     if forms: keys |= dict(classes=[*forms], weights=[1]*len(forms))
+    drawn = 20*particles if what == 'twins and five-fold' else particles  # some have more planes than one
     size = size_nm[0] if len(size_nm) == 1 else {'uniform': [*size_nm]}
-    return load_recipe(own_file('data/recipes/particle_fit.yaml'), structures=particles, size_nm=size, dose=dose,
+    return load_recipe(own_file('data/recipes/particle_fit.yaml'), structures=drawn, size_nm=size, dose=dose,
                        seed=7100 + 100*[*KINDS].index(what) + seed, **(KINDS[what] | keys))
 
 # %% ../../nbs/studies/05_fit_tests.ipynb #7027d4d4

@@ -38,7 +38,10 @@ def follow(parent):  # to the end, with the notebook's kernel
     os._exit(1)
 threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
 notebook, result, params, out = sys.argv[1:]
-papermill.execute_notebook(notebook, result, json.load(open(params)) | {"out": out}, progress_bar=False)'''
+for attempt in range(3):
+    try: papermill.execute_notebook(notebook, result, json.load(open(params)) | {"out": out}, progress_bar=False); break
+    except RuntimeError as e:  # kernels that start at once may choose the same port; nothing has run then
+        if attempt == 2 or "died before replying" not in str(e): raise'''
 
 # %% ../../nbs/studies/02_sweep.ipynb #d09cc4c6
 def _environment(threads):  # of a run's process
