@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import kstest
 
 from nanoshape.core import UserError, rng
-from nanoshape.simulate.orientations import (axis_angle, euler_zxz, even_rotations, random_rotation, reduced, rotated,
+from nanoshape.simulate.orientations import (RANDOM, axis_angle, euler_zxz, even_rotations, random_rotation, reduced, rotated,
                                              symmetry_rotations, zone_angles)
 from nanoshape.simulate.structures import SHAPES, UNSEEN, facets, particle
 
@@ -38,6 +38,14 @@ def test_orientations_are_haar():
     assert kstest(np.arctan2(m[:, 1, 0], m[:, 0, 0]), 'uniform', args=(-np.pi, 2*np.pi)).pvalue > .01
     angle = np.arccos((np.trace(m, axis1=1, axis2=2) - 1)/2)  # its density is (1 − cos θ)/π
     assert kstest(angle, lambda t: (t - np.sin(t))/np.pi).pvalue > .01
+
+
+def test_even_angles_are_even_and_their_rotations_are_not():
+    g = rng(0, 'angles')
+    turns, euler = (np.stack([RANDOM[k](g) for _ in range(3000)]) for k in ('even angle', 'even Euler angles'))
+    assert kstest(np.arccos((np.trace(turns, axis1=1, axis2=2) - 1)/2), 'uniform', args=(0, np.pi)).pvalue > .01
+    assert kstest(np.arccos(euler[:, 2, 2]), 'uniform', args=(0, np.pi)).pvalue > .01
+    for m in (turns, euler): assert kstest(m[:, 2, 2], 'uniform', args=(-1, 2)).pvalue < 1e-6
 
 
 def test_even_sets_are_haar_and_distinct():

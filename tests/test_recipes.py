@@ -111,6 +111,12 @@ def test_few_orientations_are_few():
     assert len({round(sample(r, i)[1]['angle_100'], 6) for i in range(40)}) == 3
 
 
+def test_the_ways_of_drawing_orientations_differ():
+    looks = {how: [sample(make_recipe(**dict(SMALL, classes=['cube'], structures=4, orientations=how)), i)[1]['angle_100'] for i in range(4)]
+             for how in ('random', 'even angle', 'even Euler angles')}
+    assert len({tuple(v) for v in looks.values()}) == 3
+
+
 @pytest.mark.parametrize('path', sorted((ROOT/'data/recipes').glob('*.yaml')), ids=lambda p: p.stem)
 def test_no_recipe_asks_for_images_that_wrap_around(path):
     r = load_recipe(path)

@@ -17,6 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..core import NM, read_yaml, UserError
 from ..simulate.supports import support_options, SUPPORTS
+from ..simulate.orientations import RANDOM
 from ..simulate.multislice import PLANES
 from ..simulate.potential import EDGES
 from ..simulate.structures import lattice_constant, SHAPES, UNSEEN
@@ -147,7 +148,7 @@ class Specimen(Nanotubes):
     tilt_deg: Spread = 0.  # columns: off the zone axis; nanotubes: out of the image's plane
     particles: Spread = 20.  # fields: how many
     touching: Spread = 0.  # fields: share of the particles that are pushed against their nearest neighbour
-    orientations: str|int = 'random'  # or 'facet down', or N: only N evenly spread ones
+    orientations: str|int = 'random'  # or 'facet down', 'even angle', 'even Euler angles', or N: only N evenly spread ones
     support: str|tuple = 'hard spheres'  # a key of `SUPPORTS`, or a list of them, of which each structure gets one
     support_nm: Spread = 2.  # thickness; 0: none
     support_options: dict|None = None  # `roughness`, `vacuum`, `step` …, see `support_options`
@@ -303,9 +304,9 @@ def _check_elements(r):
 def _check_named(r):  # orientations, materials, and how a slice acts
     for k, known in (('edge', EDGES), ('planes', PLANES)):
         if (v := getattr(r, k)) not in known: raise UserError(f'{k} must be one of {", ".join(known)}, not {v!r}')
-    if isinstance(r.orientations, str) and r.orientations not in ('random', 'facet down') \
-            or isinstance(r.orientations, int) and r.orientations < 1:
-        raise UserError(f"orientations must be 'random', 'facet down' or a number above 0, not {r.orientations!r}")
+    named = [*RANDOM, 'facet down']
+    if isinstance(r.orientations, str) and r.orientations not in named or isinstance(r.orientations, int) and r.orientations < 1:
+        raise UserError(f'orientations must be {", ".join(map(repr, named))} or a number above 0, not {r.orientations!r}')
     _check_elements(r)
 
 # %% ../../nbs/datasets/00_recipes.ipynb #4b86aa25

@@ -16,7 +16,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 from skimage.draw import disk, polygon
 from ..core import NM, UserError, rng
-from ..simulate.orientations import axis_angle, even_rotations, random_rotation, reduced, rotated, zone_angles
+from ..simulate.orientations import RANDOM, axis_angle, even_rotations, random_rotation, reduced, rotated, zone_angles
 from ..simulate.supports import support
 from ..simulate.structures import (assemble, closed_shell, facet_down, free_positions, lattice_constant, particle,
                                            projected_sizes, volume_equivalent_diameter)
@@ -124,7 +124,7 @@ def _turned(r, p, g):  # the structure as the beam meets it
         return rotated(tilted(p, np.radians(draw(r.tilt_deg, g)), g), axis_angle((0, 0, 1), g.uniform(0, 2*np.pi)))
     flat = r.kind != 'forms' or p.info['facets']
     if r.orientations == 'facet down' and flat: return facet_down(p, g)
-    if r.orientations in ('random', 'facet down'): return rotated(p, random_rotation(g))
+    if isinstance(r.orientations, str): return rotated(p, RANDOM.get(r.orientations, random_rotation)(g))
     return rotated(p, even_rotations(r.orientations)[g.integers(r.orientations)])
 
 # %% ../../nbs/datasets/01_samples.ipynb #fb18f64a

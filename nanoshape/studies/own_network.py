@@ -15,7 +15,7 @@ from ..simulate.structures import lattice_constant
 from ..datasets.recipes import Recipe, bounds, fingerprint, make_recipe, named_supports
 from ..datasets.batches import WaveLoader, pairs, split_by_structure
 from ..learn.abstention import answer_scores, answer_table, calibrated
-from ..learn.evaluate import score_text
+from ..learn.evaluate import class_scores, score_text
 from ..learn.models import build, multi_task_name
 from ..learn.multi_task import AnswerLoader, AnswerLoss, EASY, output_names, train_answers
 from ..learn.network import LICENCE, Network
@@ -122,12 +122,6 @@ def _one_answer(recipe, out, params, start, workers, folder):  # a network for s
                    workers=workers, folder=folder, begin=start)
 
 # %% ../../nbs/studies/04_own_network.ipynb #118ec80e
-def _class_table(test):  # recall and precision of each class
-    counts = pd.DataFrame(test['confusion'], index=test['classes'], columns=test['classes'])
-    true, said = counts.sum(axis=1), counts.sum(axis=0)
-    right = pd.Series({c: counts.loc[c, c] for c in counts})
-    return pd.DataFrame(dict(images=true, recall=right/true, precision=right/said)).rename_axis('class').reset_index()
-
 def _numbers_words(test):  # what a multi-task network is worth beyond the names
     if 'wrong_answered' not in test: return []
     low, high = test['wrong_answered_low'], test['wrong_answered_high']
@@ -140,7 +134,7 @@ def _write_page(out, network, recipe, params):
     test = card.test.get('test', card.test)
     notes = ['Test images are simulated like those of the training: a real micrograph may be unlike both.',
              *_numbers_words(test), *knowledge(recipe)]
-    page = html_page(f'A network for {recipe.name}', score_text(test), _class_table(test), network_pictures(card), notes, made,
+    page = html_page(f'A network for {recipe.name}', score_text(test), class_scores(test), network_pictures(card), notes, made,
                      'Classes of the test images')
     with whole_file(out/'report.html') as part: Path(part).write_text(page, encoding='utf-8')
 
