@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, listed, stand_in
 from nanoshape.cli import main
 from nanoshape.core import UserError, torch_rng
-from nanoshape.studies.crystallinity import (CLASSES, SETS, _intensities, both_scores, closed_shells,
+from nanoshape.studies.crystallinity import (CLASSES, SETS, _intensities, both_scores, closed_shells, study_augmented,
                                              crystals_diffracting, found_outlines, study_set, two_classes)
 from nanoshape.datasets.batches import (LOOSE, cut_out, dataloaders, distances, frozen_images, frozen_inputs,
                                         loosened, pairs)
@@ -129,6 +129,20 @@ def test_training_ends_when_patience_does(stores, tmp_path):
     trained(both, fit, valid, tmp_path, 'cnn4', 90, 1e-12, 0, 8, 48, patience=2)
     log = pd.read_csv(tmp_path/'log.csv')
     assert len(log) < 30 and len(log) - 1 - log.valid_loss.argmin() == 2
+
+
+def test_training_as_in_the_study(stores, tmp_path):
+    """The same fixed images each time, but for the augmentation, which a run that goes on repeats."""
+    both, fit, valid, _ = study_set(stores)
+    def epoch(k, augment):
+        dls = dataloaders(both, pairs(fit, 1), valid, 8, torch.device('cpu'), cut=48, augment=augment)
+        dls.train.draws = k
+        return torch.cat([x for x, _ in dls.train])
+    assert torch.equal(epoch(3, study_augmented), epoch(3, study_augmented))
+    plain, changed = epoch(3, None), epoch(3, study_augmented)
+    assert (changed.std((1, 2, 3)) < plain.std((1, 2, 3))).float().mean() > .6, 'blurred'
+    model = trained(both, pairs(fit, 1), valid, tmp_path, 'cnn4', 20, .0085, 0, 8, 48, opt='sgd', falls=(.62, 2), augment=study_augmented)
+    assert len(pd.read_csv(tmp_path/'log.csv')) == round(20*8/len(fit)) and all(torch.isfinite(p).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize('arch', ['spectrum', 'both'])

@@ -11,6 +11,7 @@ __all__ = ['CLIP', 'CONTRAST', 'LOOSE', 'KEEP_IN_MEMORY', 'CARD', 'network_input
 
 # %% ../../nbs/datasets/03_batches.ipynb #54e4829c
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import replace
 from html import escape
 from io import BytesIO
@@ -301,11 +302,11 @@ def show_batch(self:WaveLoader, max_n:int=10):
 
 # %% ../../nbs/datasets/03_batches.ipynb #087e608e
 class FrozenLoader(DataLoader):
-    "fastai `DataLoader` over pairs of sample and image: the same images in each epoch, shifted and turned."
-    def __init__(self, store, items, y, bs=32, cut=None, **kwargs):
+    "fastai `DataLoader` over pairs of sample and image: the same images in each epoch, shifted and turned, then augmented."
+    def __init__(self, store, items, y, bs=32, cut=None, augment=None, **kwargs):
         super().__init__(list(range(len(items))), bs=bs, **kwargs)
         self.recipe = replace(store.recipe, shift_nm=0.) if cut else store.recipe  # what is cut out stays in the middle
-        self.y, self.draws, self.seed = torch.as_tensor(y), 0, 0
+        self.y, self.draws, self.seed, self.augment = torch.as_tensor(y), 0, 0, augment
         parts = np.array_split(items, -(-len(items)//512))
         self.x = torch.cat([frozen_inputs(store, part, cut).half() for part in parts])
     def before_iter(self): next_epoch(self)
@@ -314,7 +315,8 @@ class FrozenLoader(DataLoader):
     def after_batch(self, b):
         x, rows, y = b
         g = torch_rng(self.recipe.seed, 'moved', self.draws, int(rows[0]), device=x.device)
-        return moved(x.float(), self.recipe, g), y
+        x = moved(x.float(), self.recipe, g)
+        return self.augment(x, g) if self.augment else x, y
 
 # %% ../../nbs/datasets/03_batches.ipynb #2bf0f1ce
 def class_index(
@@ -338,6 +340,7 @@ def dataloaders(
     device:torch.device|None=None,  # default: CUDA where there is one
     cut:int|None=None,  # the particles alone, in fields of so many pixels
     fresh:type|None=None,  # of the loader of fresh images; default: `WaveLoader`
+    augment:Callable|None=None,  # frozen sets: (network inputs (n, 1, y, x), generator) → the same with more random changes
 )->DataLoaders:
     """fastai `DataLoaders`: fresh images for training unless pairs are given, frozen ones for validation. `vocab`
     holds the class names, `about` twelve hexadecimal digits of recipe, samples and batch size. Raises `UserError` if
@@ -349,10 +352,11 @@ def dataloaders(
     y, device = class_index(store.labels, store.recipe.classes), device or default_device()
     fixed = list(zip(frozen_inputs(store, valid, cut), torch.as_tensor(y[valid[:, 0]])))
     many = dict(bs=bs, shuffle=True, drop_last=len(train) > bs, device=device, cut=cut)
+    if frozen: many['augment'] = augment
     loader = (FrozenLoader if frozen else fresh or WaveLoader)(store, train, y[samples], **many)
     dls = DataLoaders(loader, DataLoader(fixed, bs=2*bs, device=device))
     dls.vocab = list(store.recipe.classes)
-    dls.about = _about(store, train.tolist(), valid.tolist(), bs, cut)
+    dls.about = _about(store, train.tolist(), valid.tolist(), bs, cut, *([augment.__name__] if augment else []))
     return dls
 
 # %% ../../nbs/datasets/03_batches.ipynb #2e78fb4f

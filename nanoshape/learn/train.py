@@ -7,17 +7,18 @@ __all__ = ['OPTIMISERS', 'Autocast', 'bf16_pays', 'Average', 'Checkpoint', 'Pati
 
 # %% ../../nbs/learn/01_train.ipynb #ccc89c4a
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 import pickle, time
 import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelFitException
-import fastai.callback.schedule  # noqa: F401 (gives Learner its fit_one_cycle)
+from fastai.callback.schedule import ParamScheduler  # it gives Learner its fit_one_cycle, too
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.optimizer import Adam, Lamb, ranger
+from fastai.optimizer import SGD, Adam, Lamb, ranger
 from torch import nn
 from ..core import seed_everything, UserError, whole_file
 from .models import build, weights_name
@@ -155,14 +156,15 @@ def _precision(learn, asked=None):  # whether to compute in bfloat16: as asked, 
     return learn.checkpoint.bf16
 
 # %% ../../nbs/learn/01_train.ipynb #8c9fa910
-def _asked(dls, patience, begin=None, arch='', opt='adam', **settings):
+def _asked(dls, patience, begin=None, arch='', opt='adam', falls=None, **settings):
     if opt not in OPTIMISERS: raise UserError(f'there is no optimiser {opt!r}: choose one of {", ".join(OPTIMISERS)}')
     settings['arch'] = arch if isinstance(arch, str) else weights_name(arch)
-    more = dict(patience=patience or None, begin=None if begin is None else weights_name(begin), opt=None if opt == 'adam' else opt)
+    more = dict(patience=patience or None, begin=None if begin is None else weights_name(begin), opt=None if opt == 'adam' else opt,
+                falls=falls and list(falls))
     return dict(settings, data=getattr(dls, 'about', len(dls.train_ds)), **{k: v for k, v in more.items() if v})
 
 # %% ../../nbs/learn/01_train.ipynb #bb657632
-OPTIMISERS = {'adam': Adam, 'ranger': ranger, 'lamb': Lamb}
+OPTIMISERS = {'adam': Adam, 'ranger': ranger, 'lamb': Lamb, 'sgd': partial(SGD, mom=.9)}
 
 # %% ../../nbs/learn/01_train.ipynb #7495754b
 def _callbacks(log, checkpoint, asked, average, patience):
@@ -172,6 +174,14 @@ def _begun(arch, n_classes, begin):  # a new network, with the weights of anothe
     model = build(arch, n_classes) if isinstance(arch, str) else arch
     if begin is not None: model.load_state_dict(begin.state_dict())
     return model
+
+# %% ../../nbs/learn/01_train.ipynb #7f585591
+def _falling(lr, factor, every, epochs):  # share of the training → learning rate
+    return lambda share: lr*factor**int(share*epochs/every + 1e-6)
+
+def _fit(learn, epochs, lr, falls, start):
+    if falls is None: return learn.fit_one_cycle(epochs, lr, start_epoch=start)
+    learn.fit(epochs, lr, cbs=ParamScheduler({'lr': _falling(lr, *falls, epochs)}), start_epoch=start)
 
 # %% ../../nbs/learn/01_train.ipynb #b9476ea4
 def train(
@@ -189,9 +199,10 @@ def train(
     patience:int|None=None,  # epochs without a lower validation loss, after which it ends early
     begin:nn.Module|None=None,  # a trained network of this architecture, whose training goes on
     opt:str='adam',  # a key of `OPTIMISERS`
+    falls:tuple[float,int]|None=None,  # factor, epochs: instead of the cycle, `lr` falls by the factor after every so many epochs
 )->Learner:
     "A trained `Learner`. Raises `UserError` for a checkpoint of another training."
-    asked = _asked(dls, patience, begin, arch, opt, epochs=epochs, lr=lr, seed=seed)
+    asked = _asked(dls, patience, begin, arch, opt, falls, epochs=epochs, lr=lr, seed=seed)
     seed_everything(seed)
     model = _begun(arch, len(dls.vocab), begin).to(dls.train.device, memory_format=torch.channels_last)
     learn = Learner(dls, model, loss_func=loss or CrossEntropyLossFlat(), metrics=metric, opt_func=OPTIMISERS[opt],
@@ -200,7 +211,7 @@ def train(
     learn.add_cbs([Autocast()]*_precision(learn, bf16))
     dls.train.draws, dls.train.seed = start, seed  # neither the batch above nor a restart shifts the epochs' seeds
     if learn.checkpoint.random is not None: torch.set_rng_state(learn.checkpoint.random.cpu())  # dropout goes on as if nothing had been
-    learn.fit_one_cycle(epochs, lr, start_epoch=start)
+    _fit(learn, epochs, lr, falls, start)
     if checkpoint and not keep: Path(checkpoint).unlink(missing_ok=True)
     return learn
 

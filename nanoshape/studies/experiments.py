@@ -232,14 +232,15 @@ def trained(
     bs:int=32,
     cut:int|None=None,  # as in `dataloaders`
     patience:int|None=None,  # epochs without a lower loss on `watch`, after which it ends early
-    begin:nn.Module|None=None, opt:str='adam',  # as in `train`
+    begin:nn.Module|None=None, opt:str='adam', falls:tuple[float,int]|None=None,  # as in `train`
+    augment:Callable|None=None,  # as in `dataloaders`
 )->nn.Module:
     "A network trained on these samples; resumes after the last finished epoch if it was interrupted."
     out, epochs = Path(out), max(1, round(steps*bs/len(train)))
     out.mkdir(parents=True, exist_ok=True)
-    dls, loss = class_loaders(store, train, watch, arch, bs, cut=cut)
+    dls, loss = class_loaders(store, train, watch, arch, bs, cut=cut, augment=augment)
     return fit_model(dls, arch, epochs, lr, seed, out/'log.csv', checkpoint=out/'state.pt', patience=patience, loss=loss,
-                     begin=begin, opt=opt).model
+                     begin=begin, opt=opt, falls=falls).model
 
 # %% ../../nbs/studies/00_experiments.ipynb #e553896f
 def _items(store, items):  # pairs (n, 2) of sample and image

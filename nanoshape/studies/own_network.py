@@ -8,7 +8,6 @@ __all__ = ['KINDS', 'ONE', 'SEVERAL', 'STEPS', 'FURTHER', 'knowledge', 'check_ki
 # %% ../../nbs/studies/04_own_network.ipynb #5effc9cf
 from pathlib import Path
 import tempfile, time
-import pandas as pd
 from torch.nn.functional import cross_entropy
 from ..core import NM, UserError, cores, provenance, read_json, whole_file, write_json
 from ..simulate.structures import lattice_constant
