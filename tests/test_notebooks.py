@@ -16,7 +16,7 @@ from conftest import ROOT
 
 PARTS = ('simulate', 'datasets', 'learn', 'micrographs', 'atoms', 'studies')  # in order: a part imports only those before it
 LIBRARY = [*sorted((ROOT/'nbs').glob('0[01]_*.ipynb')), *(p for part in PARTS for p in sorted((ROOT/'nbs'/part).glob('[0-9]*.ipynb'))),
-           *sorted((ROOT/'nbs').glob('0[234]_*.ipynb'))]
+           *sorted((ROOT/'nbs').glob('0[2345]_*.ipynb'))]
 EXPERIMENTS = sorted((ROOT/'nbs/experiments').glob('*.ipynb'))
 FIGURES = sorted((ROOT/'nbs/figures').glob('*.ipynb'))
 READING = [ROOT/'nbs/index.ipynb', *sorted((ROOT/'nbs/tutorials').glob('*.ipynb'))]
