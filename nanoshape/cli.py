@@ -191,8 +191,8 @@ def fit(a):
     out = Path(a.out or _default_out(a).with_name(f'{Path(a.image).stem}_fit'))
     _check_out(out, a.image, FITS, key='image')
     from nanoshape.atoms.fit_report import write_fits
-    from nanoshape.simulate.structures import lattice_constant
-    lattice_constant(a.element)  # that it is an fcc metal
+    from nanoshape.atoms.particle_fit import check_element
+    check_element(a.element)
     m = _read(a)
     labels = _detector(a)(m)
     table, text, stopped = write_fits(m, labels, out, a.element, a.particle, image=str(Path(a.image).resolve()))

@@ -235,7 +235,7 @@ def test_what_cannot_be_fitted_gets_a_sentence(seen):
 
 def known_fit(true, why=''):
     ranges = dict(truncation=((.48, .52), (.45, .55)), roundness=((0., .1), (0., .2)), diameter=((35., 36.), (34., 37.)))
-    return ParticleFit(replace(true, misfit=1.1, explained=.9, correlation=.8), [], [.1], 300., dict(defocus=3.), ranges, (.1, .4), why)
+    return ParticleFit(replace(true, misfit=1.1, explained=.9, correlation=.8), [.1], 300., dict(defocus=3.), ranges, (.1, .4), why)
 
 
 def test_a_fit_that_is_not_accepted_has_no_shape(seen):
@@ -277,7 +277,7 @@ def test_the_command(seen, tmp_path, monkeypatch, capsys):
     common = ['fit', str(tmp_path/'p.tif'), '--pixel-size', str(mic.sampling/NM), '--labels', str(tmp_path/'l.tif'), '--out', str(tmp_path/'out')]
     assert main([*common, '--kv', '300']) == 0
     said = capsys.readouterr().out
-    assert 'accepted: 1 (cuboctahedron 1)' in said and (tmp_path/'out/model_1.xyz').is_file()
+    assert 'accepted: 1 (1 cuboctahedron)' in said and (tmp_path/'out/model_1.xyz').is_file()
     assert 'a spherical aberration within 30 µm of 0' in (tmp_path/'out/report.html').read_text()
     (tmp_path/'out/mine.txt').write_text('a person\'s')
     assert main([*common, '--particle', '9']) == 0

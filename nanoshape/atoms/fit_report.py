@@ -21,6 +21,7 @@ from ase import Atoms
 from tqdm import tqdm
 from ..core import FITS, NM, UserError, counted, provenance, result_folder, write_json
 from ..figures import as_png, show_image, use_style
+from ..simulate.forms import CRYSTALS
 from ..micrographs.particles import measure_lattice, measure_particles
 from ..micrographs.reading import Micrograph
 from ..micrographs.kinds import question_of
@@ -80,7 +81,8 @@ def particle_fits(
             try:
                 view = view_particle(m, labels, n, element)
                 yield n, view, fit_particle(view, tell)
-            except UserError as e: yield n, None, str(e)
+            except (UserError, ValueError, ArithmeticError, np.linalg.LinAlgError) as e:
+                yield n, None, str(e) if isinstance(e, UserError) else f'the fit failed ({type(e).__name__}: {e})'
             tell(1.)
 
 # %% ../../nbs/atoms/09_fit_report.ipynb #9070cc7d
@@ -99,10 +101,11 @@ def _row(m, labels, n, view, fit):  # of the table
     return dict(label=n, x_px=float(place[1]), y_px=float(place[0])) | told
 
 # %% ../../nbs/atoms/09_fit_report.ipynb #76e2bed5
-def _record(fits):  # all that makes each simulated image again
-    return {str(n): asdict(fit.model) | dict(rotation=fit.model.rotation.tolist(), corner=view.corner,
-                                             pixels=view.n, sampling=view.sampling,
-                                              element=view.element, energy=view.energy, Cs=view.Cs)
+def _record(fits):  # all that makes each simulated image again; what is not a number is null
+    plain = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
+    of = lambda p: {k: plain(v) for k, v in asdict(p).items()} | dict(rotation=p.rotation.tolist())
+    return {str(n): of(fit.model) | dict(corner=view.corner, pixels=view.n, sampling=view.sampling, reach=view.reach,
+                                         element=view.element, energy=view.energy, Cs=view.Cs)
             for n, view, fit in fits if not isinstance(fit, str)}
 
 # %% ../../nbs/atoms/09_fit_report.ipynb #220df804
@@ -111,12 +114,12 @@ def summarise_fits(m:Micrograph, table:pd.DataFrame, asked:int)->str:
     if not asked: return f'No particle of {m.name} was fitted: none is whole and shows a lattice.'
     if not len(table): return f'Stopped before a particle of {m.name} was fitted.'
     good, left = table[table.accepted], asked - len(table)
-    shapes = ', '.join(f'{s} {n}' for s, n in good['shape'].value_counts().items()) if len(good) else 'none'
+    shapes = ', '.join(f'{n} {s}' for s, n in good['shape'].value_counts().items()) if len(good) else 'none'
     return (f'{counted(len(table), "particle")} of {m.name} compared with models; accepted: {len(good)} ({shapes}).'
             + (f' Stopped before the other {left}.' if left else ''))
 
 # %% ../../nbs/atoms/09_fit_report.ipynb #9e883510
-CAUTION = ('A fit that is accepted says that the image could have been made by this model, and that other orientations '
+CAUTION = ('An accepted fit means that this model could have produced the image, and that other orientations '
            'explain it less well. It assumes one crystal, a twin, a decahedron or an icosahedron, a known '
           'voltage, a spherical aberration that is told or within 30 µm of 0, a pixel size '
            'known within 2 %, and an '
@@ -197,8 +200,14 @@ def _with_fit(table, n, row):  # the table with what the fit of particle n says
     here = table.label == n
     for k in FIT_COLUMNS:
         if k in row: table.loc[here, f'fit_{k}'] = row[k]
-    if row['accepted'] and 'shape' in table:
-        table.loc[here, ['shape', 'reason', 'shape_by']] = [row['shape'], '', 'fitted']
+    if not row['accepted']: return table
+    if 'shape' in table: table.loc[here, ['shape', 'reason', 'shape_by']] = [row['shape'], '', 'fitted']
+    if 'kind' in table:  # the network's answers to the same questions give way
+        several = row['crystal'] != 'one crystal'
+        kind = CRYSTALS[2] if row['crystal'] == 'twin' else row['crystal']
+        table.loc[here, ['kind', 'kind_withheld', 'prediction_set', 'crystallinity']] = [
+            kind, False, kind, f'{"poly" if several else "mono"}crystalline']
+        table.loc[here, [k for k in table if k.startswith(('truncation', 'roundness', 'beam_', 'focus_nm', 'size_nm'))]] = np.nan
     return table
 
 # %% ../../nbs/atoms/09_fit_report.ipynb #143c2be0

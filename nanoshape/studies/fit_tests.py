@@ -138,7 +138,8 @@ def off_angle(
     p:ParticleModel,
     turn:np.ndarray,  # (3, 3), the true rotation; of a twin, of one of its crystals
 )->float:  # rad
-    "The smallest angle between a model's lattice and the true one; of a twin, from either of its crystals."
+    """The smallest angle between a model's lattice and the true one; of a twin, from either of its crystals: whether its plane is right is
+    told by `atoms_right`."""
     if p.kind != 'twin': return turned_apart(p, replace(p, rotation=turn))
     one = lambda r: shaped(r, 10., .5)
     return min(turned_apart(one(r), one(turn)) for r in (p.rotation, p.rotation@axis_angle(TWIN, np.pi)))
