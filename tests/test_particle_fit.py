@@ -24,7 +24,7 @@ from nanoshape.core import NM, UserError, read_json, torch_rng
 from nanoshape.micrographs.film import film_foci, film_spectrum
 from nanoshape.micrographs.reading import Micrograph
 from nanoshape.simulate.grains import misorientation
-from nanoshape.simulate.microscope import Microscope, changed, expose, intensity
+from nanoshape.simulate.microscope import Microscope, changed, expose, images, intensity
 from nanoshape.simulate.forms import NORMALS, closed, facet_ratio
 from nanoshape.simulate.multislice import debye_waller_factors, exit_waves, frozen_phonons
 from nanoshape.simulate.orientations import axis_angle
@@ -215,11 +215,11 @@ def test_a_model_is_as_wide_as_the_outline(seen):
 
 @pytest.mark.parametrize('values,words', [
     (dict(correlation=.3), 'hardly more like'), (dict(ahead=10), 'another orientation'), (dict(misfit=1.05, explained=.6), 'no model fits'),
-    (dict(explained=np.nan), 'no model fits'), ({}, '')])
+    (dict(explained=np.nan), 'no model fits'), (dict(beyond=.1), 'hardly stands out'), ({}, '')])
 def test_a_fit_is_refused_for_a_reason(values, words):
     values = dict(correlation=.6, ahead=100., misfit=1.1, explained=.95) | values
     p = ParticleModel(np.eye(3), 12., 12., 20., misfit=values['misfit'], explained=values['explained'], correlation=values['correlation'])
-    why = refused(p, [.1, .2], values['ahead'])
+    why = refused(p, [.1, .2], values['ahead'], beyond=values.get('beyond', 1.))
     assert (words in why) if words else why == ''
 
 
@@ -499,12 +499,115 @@ def test_another_kind_of_crystal_has_to_be_clearly_better(seen, monkeypatch):
     monkeypatch.setattr(particle_fit, '_descended', descended)
     monkeypatch.setattr(particle_fit, '_improved', lambda view, found, tell: found)
     monkeypatch.setattr(particle_fit, '_freed', lambda view, found: found)
+    monkeypatch.setattr(particle_fit, '_evened', lambda view, models: models)
     for worse, kind in ((particle_fit.AHEAD - 5, 'one crystal'), (particle_fit.AHEAD + 5, 'twin')):
         better = replace(twin, misfit=one.misfit/(1 + worse/view.freedom))
         monkeypatch.setattr(particle_fit, '_twinned', lambda view, found, better=better: [better])
-        found = particle_fit._of_all_kinds(view, lambda share: None)
+        best, others = particle_fit._of_all_kinds(view, lambda share: None)
         rivals = set(CRYSTAL_KINDS) - {kind, 'twin'} if kind == 'one crystal' else set(CRYSTAL_KINDS) - {kind}  # a twin is all but one crystal
-        assert found[0].kind == kind and {p.kind for p in found[1:]} == rivals
+        assert best.kind == kind and {p.kind for p in others} - {'one crystal'} == rivals - {'one crystal'}  # or one with free facets
+
+
+def test_kinds_and_rivals_are_compared_at_one_setting(seen, monkeypatch):
+    """The same model is as good as itself, whatever setting it comes from; facets that differ have to be worth their numbers."""
+    view, true = seen[2:]
+    rough, = compared(view, [replace(true, edge=particle_fit.SOFT)], particle_fit.ROUGH)
+    fine, = compared(view, [replace(true, edge=particle_fit.FIRM)], FINE)
+    even = particle_fit._evened(view, [rough, fine])
+    assert abs(particle_fit._worse(view, rough, fine)) > 3*abs(particle_fit._worse(view, *even)) and abs(particle_fit._worse(view, *even)) < 10
+    monkeypatch.setattr(particle_fit, '_evened', lambda view, models: models)
+    plain = replace(true, misfit=1.5)
+    for better, told in ((particle_fit.AHEAD + 30, plain), (particle_fit.AHEAD + 80, None)):
+        free = replace(true, facets=(.1,)*26, misfit=1.5/(1 + better/view.freedom))
+        best, _ = particle_fit._simplest(view, [[plain], [free]])
+        assert best is (told or free)
+
+
+def test_numbers_can_leave_their_limits(seen):
+    """At a limit the derivative is measured towards the inside, and is that of a model just inside."""
+    view, true = seen[2:]
+    for k, (low, high) in particle_fit.LIMITS.items():
+        for end in (low, high):
+            q, made = particle_fit._nudged(replace(true, **{k: end}), k, particle_fit.NUMBERS[k][2])
+            assert low <= getattr(q, k) <= high and abs(made) == pytest.approx(abs(particle_fit.NUMBERS[k][2])), k
+    at = replace(true, mtf=.1)
+    J = particle_fit._derivatives(view, at, numbers=particle_fit.NUMBERS)
+    assert np.abs(J[:, [*particle_fit.NUMBERS].index('mtf')]).max() > 0
+    assert refined(replace(view, cs_told=True), at, 6, particle_fit.ROUGH, 0.).mtf > .15
+
+
+def test_restarts_keep_the_lens(seen, monkeypatch):
+    view, true = seen[2:]
+    lens = replace(true, Cs_offset=5e4, astigmatism=(3., -4.), focal_spread=50., mtf=.4)
+    begun = []
+    monkeypatch.setattr(particle_fit, 'placed', lambda view, models, foci, *a, **k: begun.extend(models) or [*models])
+    monkeypatch.setattr(particle_fit, '_thinned', lambda view, some, steps: some[:1])
+    monkeypatch.setattr(particle_fit, '_all_refined', lambda view, models, *a, **k: [*models])
+    monkeypatch.setattr(particle_fit, 'refined', lambda view, p, *a, **k: p)
+    particle_fit._other_bodies(view, lens); particle_fit._twinned(view, [replace(lens, explained=.2)])
+    assert len(begun) > 20 and all((p.Cs_offset, p.astigmatism, p.focal_spread, p.mtf) == (5e4, (3., -4.), 50., .4) for p in begun)
+
+
+def test_wrong_orientations_are_wrong(seen, monkeypatch):
+    """Of 32 random orientations those near the best model's are left out."""
+    view, true = seen[2:]
+    near = replace(true, rotation=Rotation.random(1, rng=0).as_matrix()[0])
+    asked = []
+    def placed_(view, models, foci, how): asked.extend(models); return [*models]
+    monkeypatch.setattr(particle_fit, 'placed', placed_)
+    monkeypatch.setattr(particle_fit, '_all_refined', lambda view, models, *a: [*models])
+    assert len(particle_fit._chance(view, near)) == 8
+    assert min(np.degrees(turned_apart(p, near)) for p in asked) > 10
+
+
+def test_neighbours_and_what_lies_beyond_the_image_are_not_compared():
+    labels = np.zeros((80, 80), int)
+    labels[20:40, 30:50], labels[20:40, 56:70] = 1, 2
+    w = particle_fit._window(labels, 1, 30, 40, 70, 1.)
+    there = w[:, :]  # the view's pixel (35, 35) is the image's (30, 40)
+    assert w[35, 35] == 1 and w[35, 55] == 0 and w[35, 61] == 0 and 0 < w[35, 48] < 1, 'the neighbour begins at 51'
+    assert w[35, 20] == 1 and w[0, 35] == 0 and there.max() == 1
+    at_edge = np.zeros((40, 80), int); at_edge[2:22, 30:50] = 1
+    w = particle_fit._window(at_edge, 1, 12, 40, 70, 1.)
+    assert (w[:23] == 0).all() and w[35, 35] == 1, 'rows above the image'
+
+
+def test_an_uncorrected_lens_gets_room(seen):
+    """Cs 1.2 mm at 200 kV moves beams by 4.5 nm: no image of the search may wrap around, whatever its focus."""
+    small = particle_fit._width(.4, 300e3, 0., 38.)*.4
+    wide = particle_fit._width(.4, 200e3, 1.2e7, 38.)*.4
+    assert 66 < small < 76 and 88 < wide < 110
+    lens = dict(energy=200e3, Cs=1.2e7, focal_spread=particle_fit.LEAST_SPREAD, angular_spread=particle_fit.CONE)
+    for off in (-400, 0, 400):
+        wave = torch.ones(1, 8, 8, dtype=torch.complex64)
+        with pytest.raises(UserError): images(wave, Microscope(defocus=900. + off, **lens), .4, gpts=round(small/.4))
+        assert images(wave, Microscope(defocus=900. + off, **lens), .4, gpts=round(wide/.4)).isfinite().all()
+
+
+def test_one_failure_costs_one_particle(seen, monkeypatch):
+    mic, labels, view, true = seen
+    def fails(view, tell): raise ValueError('no such luck')
+    monkeypatch.setattr(fit_report, 'fit_particle', fails)
+    (n, none, why), = particle_fits(mic, labels, [1], 'Au')
+    assert (n, none) == (1, None) and why == 'the fit failed (ValueError: no such luck)'
+    nothing = replace(known_fit(true), model=replace(true, explained=np.nan, misfit=np.inf))
+    made = fit_report._record([(1, view, nothing)])['1']
+    assert made['explained'] is None and made['misfit'] is None and made['reach'] == view.reach
+    clipped = replace(mic, image=np.where(labels > 0, mic.image, 255.).astype(np.float32))
+    with pytest.raises(UserError, match='no noise'): view_particle(clipped, labels, 1)
+    with pytest.raises(UserError, match='thermal motion of Rh'): view_particle(mic, labels, 1, 'Rh')
+    with pytest.raises(UserError, match='scale bar'): view_particle(replace(mic, hidden=labels == 1), labels, 1)
+
+
+def test_a_fitted_particle_keeps_none_of_the_networks_answers():
+    table = pd.DataFrame(dict(label=[1, 2], shape=['x', 'y'], reason=['several', ''], shape_by='predicted', kind=['undetermined', 'decahedron'],
+                              kind_withheld=[True, False], prediction_set=['a | b', 'decahedron'], crystallinity='crystalline', truncation=[.1, .2],
+                              roundness_low=[.1, .2], diameter_nm=[5., 6.]))
+    after = fit_report._with_fit(table, 1, dict(accepted=True, shape='cuboctahedron', crystal='one crystal', truncation=.5, why=''))
+    assert after.loc[0, ['shape', 'reason', 'kind', 'prediction_set', 'crystallinity']].tolist() == [
+        'cuboctahedron', '', 'one crystal', 'one crystal', 'monocrystalline'] and not after.kind_withheld[0]
+    assert np.isnan(after.truncation[0]) and np.isnan(after.roundness_low[0]) and after.fit_truncation[0] == .5 and after.diameter_nm[0] == 5
+    assert after.kind[1] == 'decahedron' and after.truncation[1] == .2
 
 
 def test_a_five_fold_particle_is_told_without_what_it_does_not_have(seen):

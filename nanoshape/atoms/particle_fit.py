@@ -8,10 +8,10 @@ __all__ = ['VIBRATION', 'RIM', 'AROUND', 'LEAST_SPREAD', 'BAND', 'LARGEST', 'FIT
            'FACETS', 'FREER', 'LIMITS', 'AGE', 'CANDIDATES', 'FOCI', 'THINNED', 'ELSEWHERE', 'SOFT', 'FIRM', 'LAST',
            'APART', 'OTHER', 'NEAREST', 'ENOUGH', 'RIVAL', 'HOPEFUL', 'TILTS', 'SLOW', 'TURNED', 'DEPTHS', 'TURN_ERROR',
            'FOCUS_ERROR', 'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'LEAST', 'MOST', 'CALIBRATED',
-           'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'NOISE', 'AT_MOST', 'FIVE_FOLD', 'MORE', 'ParticleView', 'check_element',
-           'view_particle', 'model_image', 'exit_defocus', 'compared', 'placed', 'beam_directions', 'sized',
-           'likely_orientations', 'refined', 'focus_range', 'ParticleFit', 'least_explained', 'refused', 'fit_particle',
-           'fit_row']
+           'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'FAINTEST', 'NOISE', 'AT_MOST', 'FIVE_FOLD', 'MORE', 'ParticleView',
+           'check_element', 'view_particle', 'model_image', 'exit_defocus', 'compared', 'placed', 'beam_directions',
+           'sized', 'likely_orientations', 'refined', 'focus_range', 'ParticleFit', 'least_explained', 'refused',
+           'fit_particle', 'fit_row']
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #cbe511d1
 from collections.abc import Sequence
@@ -714,19 +714,24 @@ class ParticleFit:
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #2e3c8094
 BY_CHANCE, AHEAD, EXPLAINED = 2., 50., .95  # times the highest artanh by chance; scaled χ²; share beyond noise
+FAINTEST = .15  # power beyond noise: with less, an error of a few per cent in the noise's strength decides
 NOISE, AT_MOST = 2., .05  # standard deviations of the noise's power, and what they may take off EXPLAINED
+
+def _beyond(view): return float((view.recorded.abs()**2).mean()) - 1  # recorded power over that of the noise, less 1
 
 def least_explained(view:ParticleView)->float:
     "Share of what is beyond noise that an accepted model explains: `EXPLAINED`, less what the noise itself may leave."
-    beyond = float((view.recorded.abs()**2).mean()) - 1
+    beyond = _beyond(view)
     return EXPLAINED - (min(AT_MOST, NOISE*(2/view.freedom)**.5/beyond) if beyond > 0 else AT_MOST)
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #a0ce252b
 def refused(
     p:ParticleModel, chance:Sequence[float], ahead:float,  # see `ParticleFit`
     least:float=EXPLAINED,  # of `least_explained`
+    beyond:float=np.inf,  # power beyond noise, over that of the noise
 )->str:  # '' if it is not
     "Why a fit is not accepted. The limits are choices of this project, see figures/particle_fit."
+    if beyond < FAINTEST: return 'the particle hardly stands out of the noise, so that any model leaves little'
     if np.arctanh(min(p.correlation, .999)) < BY_CHANCE*np.arctanh(wrong := max(chance)):
         return f'the image is hardly more like the model (correlation {p.correlation:.2f}) than like wrong ones (up to {wrong:.2f})'
     if ahead < AHEAD: return 'another orientation or kind of crystal fits nearly as well'
@@ -781,7 +786,7 @@ def fit_particle(
     chance = _chance(view, best); tell(.99)
     deviations, turns = _deviations(view, best)
     tilt = np.degrees(np.sqrt(np.linalg.eigvalsh(turns))); tell(1.)
-    why = refused(best, chance, ahead, least_explained(view))
+    why = refused(best, chance, ahead, least_explained(view), _beyond(view))
     told = dict(ranges=_ranges(view, chain), tilt_deg=(float(tilt[0]), float(tilt[-1])), why=why)
     return ParticleFit(best, chance, ahead, deviations, **told)
 

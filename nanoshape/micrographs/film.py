@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TILES', 'RING_WINDOW', 'LOWEST_RING', 'TOPS', 'RINGS_BELIEVED', 'FOCI', 'FEWEST', 'CONE', 'FOCUS_STEP', 'FOCUS_REACH',
-           'SPREADS', 'MTFS', 'CLEAR', 'ALIKE', 'film_spectrum', 'film_focus', 'usual_focus', 'film_foci']
+           'SPREADS', 'MTFS', 'CLEAR', 'ALIKE', 'FEWEST_RINGS', 'film_spectrum', 'film_focus', 'usual_focus',
+           'film_foci']
 
 # %% ../../nbs/micrographs/03_film.ipynb #61166586
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ TILES = 48, 32  # pixels, of the windows in which noise is measured: the smaller
 # %% ../../nbs/micrographs/03_film.ipynb #4467f6b2
 def _tile_powers(image, ground, n, steps):  # of the windows that hold background only
     w = np.outer(*[np.hanning(n + 2)[1:-1]]*2)
-    for y, x in product(*(range(0, k - n + 1, n//steps) for k in image.shape)):
+    for y, x in product(*(range(0, k - n + 1, max(1, n//steps)) for k in image.shape)):
         inside, part = ground[y:y + n, x:x + n], image[y:y + n, x:x + n]
         if inside.mean() > .97: yield np.abs(np.fft.fft2((part - part[inside].mean())*inside*w))**2/((w*inside)**2).sum()
 
@@ -85,26 +86,28 @@ def film_focus(
 CONE = 3e-4  # rad, 1/e half-width of the illumination, assumed of every microscope
 FOCUS_STEP, FOCUS_REACH = 2.5, 300.  # Å, of the foci that are tried, around focus or Scherzer's
 SPREADS, MTFS = (30., 45., 60.), (.35, .5, .7)  # Å, and at Nyquist: tried with each
-CLEAR, ALIKE = 2., 2.  # the worst focus's error over the best one's where rings show; likely ones' over the best one's
+CLEAR, ALIKE = 2., 2.  # the error without rings over the best focus's, where they show; likely ones' over the best one's
+FEWEST_RINGS = 5  # frequencies
 
 # %% ../../nbs/micrographs/03_film.ipynb #9c38138f
 def usual_focus(energy:float, Cs:float)->float:  # eV, Å → Å
     "Scherzer's focus where there is no corrector; else 0."
     return scherzer(energy, Cs) if Cs > 1e6 else 0.
 
-def _unexplained(power, rings):  # of a spectrum (n,), relative, by a white one and rings (n,) together
-    return nnls(np.stack([np.ones_like(power), rings/max(rings.max(), 1e-30)], 1)/power[:, None], np.ones_like(power))[1]**2
+def _unexplained(power, *parts):  # of a spectrum (n,), relative, by a white one and these (n,) together
+    parts = [np.ones_like(power), *(p/max(p.max(), 1e-30) for p in parts)]
+    return nnls(np.stack(parts, 1)/power[:, None], np.ones_like(power))[1]**2
 
 # %% ../../nbs/micrographs/03_film.ipynb #6d17f0e3
-def _ring_errors(g, n, power, sampling, energy, Cs, foci):  # of each focus; g: indices of the spectrum's frequencies
+def _ring_errors(g, n, power, sampling, energy, Cs, foci):  # of each focus, and without rings; g: indices of the spectrum's frequencies
     carbon, out = scattering_factor('C')(g/(n*sampling)), np.full(len(foci), np.inf)
     for spread in SPREADS:
         m = Microscope(energy, Cs=Cs, defocus=torch.tensor(foci), focal_spread=spread, angular_spread=CONE)
         contrast = transfer((1, n), sampling, m)[:, 0, g].imag.numpy()
         for mtf in MTFS:
-            rings = (carbon*contrast*mtf**(2*g/n))**2
-            out = np.minimum(out, [_unexplained(power, r) for r in rings])
-    return out
+            noise, rings = mtf**(4*g/n), (carbon*contrast*mtf**(2*g/n))**2
+            out = np.minimum(out, [_unexplained(power, noise, r) for r in rings])
+    return out, min(_unexplained(power, mtf**(4*g/n)) for mtf in (.1, .2, *MTFS, 1.))
 
 # %% ../../nbs/micrographs/03_film.ipynb #58ec9230
 def film_foci(
@@ -117,6 +120,7 @@ def film_foci(
     n = round(1/frequency[1])
     g = np.flatnonzero((frequency/sampling > .12) & (frequency/sampling < .95) & (frequency < .48))
     foci = usual_focus(energy, Cs) + np.arange(-FOCUS_REACH, FOCUS_REACH + 1, FOCUS_STEP)
-    error = _ring_errors(g, n, power[g], sampling, energy, Cs, foci)
-    if error.max() < CLEAR*error.min(): return []
+    if len(g) < FEWEST_RINGS: return []
+    error, without = _ring_errors(g, n, power[g], sampling, energy, Cs, foci)
+    if without < CLEAR*error.min(): return []
     return [float(f) for k, f in enumerate(foci) if error[k] == error[max(0, k - 2):k + 3].min() and error[k] < ALIKE*error.min()]

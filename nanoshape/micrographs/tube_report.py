@@ -7,6 +7,7 @@ __all__ = ['SURE', 'LINES_SHOW', 'CAUTION', 'LEGEND', 'indices_told', 'summarise
 
 # %% ../../nbs/micrographs/10_tube_report.ipynb #249a6406
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +17,7 @@ from ..figures import as_png, show_image, use_style
 from .reading import Micrograph
 from .report import DPI, file_words, html_page, png_url
 from .tube_match import TubeMatch, match_image, proof
-from .tubes import LinePower, Tube, candidates, find_tube, line_orders, line_power
+from .tubes import CONE, SPREAD, LinePower, Tube, candidates, find_tube, line_orders, line_power
 
 # %% ../../nbs/micrographs/10_tube_report.ipynb #9beac473
 SURE, LINES_SHOW = .9, 8.  # probability from which indices are told; gain from which lines show: noise gave up to 6
@@ -31,25 +32,27 @@ def indices_told(
     return bool(likely and (not proved or (proved[0].n, proved[0].m) == (table.n[0], table.m[0])))
 
 # %% ../../nbs/micrographs/10_tube_report.ipynb #a35f3e8a
-_NO_LINES = ', whose layer lines do not show, so that its chiral indices are not told'
+_NO_LINES = ', whose layer lines do not show, so that its chiral indices are not reported'
 
 def _wall_words(table, diameter, walls, proved):  # of one of them
-    if not len(table): return f'{diameter/NM:.2f} nm'
+    if not len(table): return f'{diameter/NM:.2f} nm in diameter'
     best = table.iloc[0]
-    if table.gain[0] < LINES_SHOW: return f'{diameter/NM:.2f} nm{_NO_LINES}'
+    if table.gain[0] < LINES_SHOW: return f'{diameter/NM:.2f} nm in diameter{_NO_LINES}'
     if not indices_told(table, walls, proved):
         some = ', '.join(f'({r.n}, {r.m}) {r.probability:.0%}' for r in table.head(3).itertuples())
-        return f'{diameter/NM:.2f} nm, whose chiral indices are not sure; the likeliest: {some}'
-    return (f'{diameter/NM:.2f} nm, ({best.n:.0f}, {best.m:.0f}) with a probability of {best.probability:.0%}: '
-            f'chiral angle {best.chiral_deg:.1f}°, tilted by {best.tilt_deg:.0f}° or so')
+        return f'{diameter/NM:.2f} nm in diameter, whose chiral indices are not sure; the likeliest: {some}'
+    sure = 'more than 99 %' if best.probability > .99 else f'{best.probability:.0%}'
+    return (f'{diameter/NM:.2f} nm in diameter, ({best.n:.0f}, {best.m:.0f}) with a probability of {sure} among the candidates: '
+            f'chiral angle {best.chiral_deg:.1f}°, tilted by about {best.tilt_deg:.0f}°')
 
 # %% ../../nbs/micrographs/10_tube_report.ipynb #fdc95267
 def summarise_tube(m:Micrograph, tube:Tube, tables:list[pd.DataFrame], proved:Sequence[TubeMatch]=())->str:
     "Two sentences; `tables`: of each wall, from the inside out; `proved`: of the outer one."
-    kind = 'tube of one wall' if len(tables) == 1 else 'tube of two walls'
+    kind = 'single-walled tube' if len(tables) == 1 else 'double-walled tube'
     words = [_wall_words(t, d, len(tables), proved) for t, d in zip(tables, tube.walls.diameters)][::-1]
     words = '; within it '.join(words)
-    focus = f'{abs(tube.walls.focus)/NM:.0f} nm {"under" if tube.walls.focus >= 0 else "over"}focus'
+    far = abs(tube.walls.focus)/NM
+    focus = f'{far:.0f} nm {"under" if tube.walls.focus >= 0 else "over"}focus' if far >= .5 else 'focus'
     return (f'{m.name}: a {kind}, {words}. A hollow cylinder at {focus} explains '
             f'{tube.walls.explained:.0%} of the profile across it; a tube and its mirror image are not told apart.')
 
@@ -67,8 +70,9 @@ def _lines(ax, power, best):  # and where the likeliest tube has its lines
     rows = power.power[:, np.abs(power.across) < .6].mean(1)[shown]
     ax.plot(rows, power.along[shown], lw=.8)
     for d, order in line_orders(int(best.n), int(best.m)) if best is not None else ():
-        ax.axhline(d/np.cos(np.radians(best.tilt_deg)), c='C1', lw=.6, ls='--')
-        ax.annotate(f'{abs(order)}', (rows.max(), d), fontsize=6, ha='right', va='bottom', color='C1')
+        at = d/np.cos(np.radians(best.tilt_deg))
+        ax.axhline(at, c='C1', lw=.6, ls='--')
+        ax.annotate(f'{abs(order)}', (rows.max(), at), fontsize=6, ha='right', va='bottom', color='C1')
     ax.set(xlabel='power over noise', ylabel='along the axis (1/Å)', title='layer lines')
 
 # %% ../../nbs/micrographs/10_tube_report.ipynb #b05aab81
@@ -87,12 +91,15 @@ def plot_tube(
 
 # %% ../../nbs/micrographs/10_tube_report.ipynb #4e370f4a
 CAUTION = ('Voltage and spherical aberration are taken as given. A focal spread of 4 nm and a convergence of 0.6 mrad are '
-           "assumed, foci within 15 nm of 0 (without a corrector: from 50 nm below Scherzer's to 30 nm above it), one wall "
-           'or two, a tilt of at most 10°, and undisturbed carbon. A probability compares the candidates with each other: '
-           'it does not say that any of them is right. Real tubes have not been tested yet.')
+           "assumed, foci within 15 nm of 0 (without a corrector: from 50 nm less to 30 nm more underfocus than Scherzer's), a "
+           'single-walled tube, or a double-walled one whose outer wall is wider than 1.3 nm, a tilt of at most 10°, and '
+           'undisturbed carbon; the simulated image has a vibration of 0.03 nm and an MTF of 0.5 at Nyquist. A probability compares '
+           'the candidates with each other: it does not say that any of them is right, and more reports are wrong than it says (figures/nanotubes). '
+           'Tubes that touch each other are refused where that is seen. Real tubes have not been tested yet.')
 LEGEND = ('Also in tube.csv. n, m: chiral indices; chiral_deg: chiral angle, 0° zigzag, 30° '
-          "armchair; tilt_deg: out of the image's plane; gain: log likelihood of the layer lines over noise alone; "
-          "matched: share of what the lines hold beyond noise that the simulated image explains, of the likeliest few.")
+          "armchair; tilt_deg: out of the image's plane; gain: log-likelihood ratio of the layer lines to noise alone; "
+          'matched: the same of the likeliest few candidates\' own images (weak phase objects); correlation: of those with the recorded '
+          'image, in the layer lines\' band.')
 
 def _assumed(m, energy, Cs):  # what neither the file nor a person has said
     words = [] if m.voltage else [f'{energy/1e3:g} kV (another with --kv)']
@@ -100,16 +107,19 @@ def _assumed(m, energy, Cs):  # what neither the file nor a person has said
     return [f'Assumed: {" and ".join(words)}.'] if words else []
 
 # %% ../../nbs/micrographs/10_tube_report.ipynb #7ecfdd62
-def _record(m, tube, params):  # run.json
+def _record(m, tube, place, proved, params):  # run.json
     axis = {k: float(getattr(tube.axis, k)) for k in ('x', 'y', 'angle', 'curvature')}
-    return dict(params, file=m.file, sampling_nm=m.sampling/NM, diameters_nm=[d/NM for d in tube.walls.diameters],
-                focus_nm=tube.walls.focus/NM, explained=tube.walls.explained, axis=axis,
-                axis_sampling_nm=tube.sampling/NM, **provenance())
+    assumed = dict(energy_kev=tube.energy/1e3, Cs_mm=tube.Cs/1e7, focal_spread_nm=SPREAD/NM, convergence_mrad=1e3*CONE)
+    return dict(params, file=m.file, sampling_nm=m.sampling/NM, place=place, **assumed,
+                diameters_nm=[d/NM for d in tube.walls.diameters], focus_nm=tube.walls.focus/NM,
+                explained=tube.walls.explained, axis=axis, axis_sampling_nm=tube.sampling/NM,
+                matches=[asdict(p) for p in proved], **provenance())
 
-def _page(m, text, table, png, made, assumed):  # HTML
-    picture = dict(src=png_url(png), title='The tube', alt='tube upright, simulated, profile of its walls, layer lines',
-                   text='Simulated: the candidate whose image is most like the recorded one. '
-                        'Dashed: the lines of the likeliest tube, with the order of their Bessel function.')
+def _page(m, text, table, png, made, assumed, simulated):  # HTML
+    words = 'Simulated by multislice: the candidate whose image is most like the recorded one. ' if simulated else ''
+    words += 'Dashed: the lines of the likeliest tube, with the order of their Bessel function.'
+    picture = dict(src=png_url(png), title='The tube', text=words,
+                   alt=f'tube upright, {"simulated, " if simulated else ""}profile of its walls, layer lines')
     notes = [*filter(None, [file_words(m)]), *m.notes, *assumed, CAUTION]
     said = '\n'.join(f'{k}: {v}' for k, v in made.items())
     return html_page(m.name, text, table, [picture], notes, said, 'Candidates', LEGEND)
@@ -119,9 +129,10 @@ def _proved(tube, power, tables):  # of a tube of one wall whose lines show
     show = len(tables) == 1 and len(tables[0]) and tables[0].gain[0] >= LINES_SHOW
     return proof(tube, power, tables[0]) if show else []
 
-def _with_matches(table, proved):  # the table with what each simulated image explains
-    share = {(p.n, p.m): p.explained for p in proved}
-    return table.assign(matched=[share.get((r.n, r.m), np.nan) for r in table.itertuples()])
+def _with_matches(table, proved):  # the table with the likelihood and the correlation of each one that was matched
+    of = {(p.n, p.m): (p.gain, p.correlation) for p in proved}
+    found = [of.get((r.n, r.m), (np.nan, np.nan)) for r in table.itertuples()]
+    return table.assign(**dict(zip(('matched', 'correlation'), zip(*found)))) if found else table
 
 # %% ../../nbs/micrographs/10_tube_report.ipynb #3942764e
 def write_tube(
@@ -131,7 +142,7 @@ def write_tube(
     energy:float=80e3, Cs:float=0.,  # eV and Å, where the micrograph does not say them
     **params,  # recorded in run.json
 )->str:  # what was found, in two sentences
-    "Read a tube, and write tube.csv, tube.png, run.json and report.html. Raises `UserError` as `find_tube` does."
+    "Read a tube, and write tube.csv, tube.png, run.json and report.html. Raises `UserError` as `find_tube` and `line_power` do."
     use_style()
     tube = find_tube(m, place, energy, Cs)
     power = line_power(tube)
@@ -139,12 +150,13 @@ def write_tube(
     best, proved = tables[-1].iloc[0] if len(tables[-1]) else None, _proved(tube, power, tables)
     simulated = match_image(tube, power, proved[0])[0] if proved else None
     png = as_png(plot_tube(tube, power, best, simulated)[0].figure, DPI)
-    rows = [t[t.probability >= .001].assign(wall=k) for k, t in zip(('outer', 'inner'), tables[::-1])]
-    table, made = _with_matches(pd.concat(rows), proved).round(4), _record(m, tube, params)
+    shown = lambda t: (t.probability >= .001) | [any((p.n, p.m) == (r.n, r.m) for p in proved) for r in t.itertuples()]
+    rows = [t[shown(t)].assign(wall=k) for k, t in zip(('outer', 'inner'), tables[::-1])]
+    table, made = _with_matches(pd.concat(rows), proved).round(4), _record(m, tube, place, proved, params)
     text = summarise_tube(m, tube, tables, proved)
     with result_folder(out, kind=TUBES) as folder:
         table.to_csv(folder/'tube.csv', index=False)
         (folder/'tube.png').write_bytes(png)
         write_json(folder/'run.json', made)
-        (folder/'report.html').write_text(_page(m, text, table, png, made, _assumed(m, energy, Cs)), encoding='utf-8')
+        (folder/'report.html').write_text(_page(m, text, table, png, made, _assumed(m, energy, Cs), bool(proved)), encoding='utf-8')
     return text

@@ -118,11 +118,13 @@ def _turned_bonds(p, bonds):  # positions with each bond (pairs of atoms) turned
     p[i], p[j] = middle - turned, middle + turned
     return p
 
-def _bonds_apart(p, number, bond, generator):  # pairs of neighbours (number, 2) without an atom in common
-    pairs, taken, out = cKDTree(p).query_pairs(1.2*bond, output_type='ndarray'), set(), []
-    for a, b in generator.permutation(pairs).tolist():
+def _bonds_apart(p, number, bond, generator):  # pairs of neighbours (number, 2), none with an atom of or beside another
+    tree, taken, out = cKDTree(p), set(), []
+    for a, b in generator.permutation(tree.query_pairs(1.2*bond, output_type='ndarray')).tolist():
         if len(out) == number: break
-        if not taken & {a, b}: out.append((a, b)); taken |= {a, b}
+        if taken & {a, b}: continue
+        out.append((a, b))
+        taken.update(*tree.query_ball_point(p[[a, b]], 2.2*bond))
     return np.array(out, int).reshape(-1, 2)
 
 # %% ../../nbs/simulate/10_nanotubes.ipynb #2dc59cdf

@@ -97,7 +97,8 @@ def tube_score(
     first, told = bool(true and true[0]), indices_told(outer, len(tables), proved)
     out = dict(first=first, three=any(true[:3]), told=told, wrong_told=told and not first)
     out['walls_right'] = len(tables) == walls
-    if proved: out |= dict(proved_first=(proved[0].n, proved[0].m) == (truth['n'], truth['m']), matched=proved[0].explained)
+    if proved: out |= dict(proved_first=(proved[0].n, proved[0].m) == (truth['n'], truth['m']),
+                           matched=proved[0].gain, correlation=proved[0].correlation)
     if len(outer): out |= _errors(truth, outer.iloc[0])
     inner = _is(tables[0], truth['inner_n'], truth['inner_m']) if len(tables) == 2 else []
     if walls == 2: out['inner_first'] = bool(inner and inner[0])
