@@ -7,7 +7,7 @@ __all__ = ['ONLY_HERE', 'analyse', 'train', 'train_detector', 'heights', 'fit', 
            'save_images', 'verify', 'sweep', 'export', 'app', 'parser', 'main']
 
 # %% ../nbs/02_cli.ipynb #314bc01b
-import argparse, errno, os, sys, time, warnings
+import argparse, errno, math, os, sys, time, warnings
 from pathlib import Path
 from .core import (COLUMNS, FITS, NM, PARTICLES, SURVEY, TUBES, UserError, check_place, check_replaceable, counted,
                             own_file, provenance, read_json, runs_folder, write_json)
@@ -394,8 +394,10 @@ def _whole(text):
     raise argparse.ArgumentTypeError(f'{text!r} is not a number from 0 to 1000000')
 
 def _decimal(text):  # 0.0586 or 0,0586
-    try: return float(text.replace(',', '.'))
-    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is not a number such as 0.0586') from None
+    try: value = float(text.replace(',', '.'))
+    except ValueError: value = math.nan
+    if math.isfinite(value): return value
+    raise argparse.ArgumentTypeError(f'{text!r} is not a number such as 0.0586')
 
 def _number_option(p):
     p.add_argument('--image', type=int, metavar='N', dest='number',

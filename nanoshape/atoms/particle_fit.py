@@ -22,7 +22,7 @@ from itertools import product
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import atomic_numbers, reference_states
+from ase.data import atomic_numbers
 from scipy import ndimage
 from scipy.fft import fft2, fftshift, next_fast_len
 from scipy.spatial.transform import Rotation
@@ -35,7 +35,7 @@ from ..micrographs.reading import Micrograph, lattice_pixel
 from .particle_model import (CRYSTAL_KINDS, TWIN, ParticleModel, depths, model_positions, shaped,
                                             soft_sites, turned_apart)
 from ..simulate.microscope import Microscope, displacement, images
-from ..simulate.multislice import B_FACTORS, debye_waller_factors, exit_waves
+from ..simulate.multislice import debye_waller_factors, exit_waves
 from ..simulate.orientations import axis_angle, beam_direction
 from ..simulate.structures import feret, lattice_constant
 
@@ -45,7 +45,7 @@ RIM, AROUND = 6., 8.  # Å beyond the outline: where the window fades out; empty
 LEAST_SPREAD = 15.  # Å, of focus
 BAND = .1, .9  # 1/Å that is compared
 LARGEST = 15.  # nm, of a particle
-FITTED = tuple(k for k in B_FACTORS if reference_states[atomic_numbers[k]]['symmetry'] == 'fcc')  # metals
+FITTED = 'Au', 'Pt', 'Pd', 'Ag', 'Cu', 'Ni', 'Al'  # metals whose thermal motion is known
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #28bba182
 @dataclass(frozen=True)
