@@ -579,9 +579,23 @@ def test_an_uncorrected_lens_gets_room(seen):
     assert 66 < small < 76 and 88 < wide < 110
     lens = dict(energy=200e3, Cs=1.2e7, focal_spread=particle_fit.LEAST_SPREAD, angular_spread=particle_fit.CONE)
     for off in (-400, 0, 400):
-        wave = torch.ones(1, 8, 8, dtype=torch.complex64)
-        with pytest.raises(UserError): images(wave, Microscope(defocus=900. + off, **lens), .4, gpts=round(small/.4))
-        assert images(wave, Microscope(defocus=900. + off, **lens), .4, gpts=round(wide/.4)).isfinite().all()
+        narrow, enough = (torch.ones(1, round(w/.4), round(w/.4), dtype=torch.complex64) for w in (small, wide))
+        with pytest.raises(UserError): images(narrow, Microscope(defocus=900. + off, **lens), .4)
+        assert images(enough, Microscope(defocus=900. + off, **lens), .4).isfinite().all()
+
+
+def test_noise_that_is_too_strong_is_corrected_and_a_faint_particle_is_searched_to_the_end(seen):
+    """The noise beside the particle may be 10 % too strong; most frequencies of a crystal say how strong it is at most."""
+    view, true = seen[2:]
+    strong = replace(view, weight=view.weight/3, recorded=view.recorded/3)
+    back = particle_fit._levelled(strong)
+    assert (back.recorded.abs()**2).median() == pytest.approx(np.log(2), rel=1e-3)
+    assert torch.allclose(back.weight/strong.weight, (back.recorded.abs().sum()/strong.recorded.abs().sum()).expand(view.n, view.n), rtol=1e-4)
+    noise = torch.complex(*torch.randn(2, 200000, generator=torch.Generator().manual_seed(0)))/2**.5
+    assert (noise.abs()**2).median()/np.log(2) == pytest.approx(1, abs=.02)
+    good = replace(true, explained=.99)
+    faint = replace(view, recorded=noise*1.2)
+    assert particle_fit._enough(replace(view, recorded=noise*2), good) and not particle_fit._enough(faint, good)
 
 
 def test_one_failure_costs_one_particle(seen, monkeypatch):

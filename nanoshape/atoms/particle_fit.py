@@ -6,12 +6,12 @@
 __all__ = ['VIBRATION', 'RIM', 'AROUND', 'LEAST_SPREAD', 'BAND', 'LARGEST', 'FITTED', 'COARSE', 'ROUGH', 'FINE', 'WAVES',
            'BRIGHTNESS', 'SPACING', 'ANGLES', 'RINGS', 'FORMS', 'PROJECTED', 'ATOMIC', 'OPTICAL', 'PLACE', 'NUMBERS',
            'FACETS', 'FREER', 'LIMITS', 'AGE', 'CANDIDATES', 'FOCI', 'THINNED', 'ELSEWHERE', 'SOFT', 'FIRM', 'LAST',
-           'APART', 'OTHER', 'NEAREST', 'ENOUGH', 'RIVAL', 'HOPEFUL', 'TILTS', 'SLOW', 'TURNED', 'DEPTHS', 'TURN_ERROR',
-           'FOCUS_ERROR', 'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'LEAST', 'MOST', 'CALIBRATED',
-           'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'FAINTEST', 'NOISE', 'AT_MOST', 'FIVE_FOLD', 'MORE', 'ParticleView',
-           'check_element', 'view_particle', 'model_image', 'exit_defocus', 'compared', 'placed', 'beam_directions',
-           'sized', 'likely_orientations', 'refined', 'focus_range', 'ParticleFit', 'least_explained', 'refused',
-           'fit_particle', 'fit_row']
+           'APART', 'OTHER', 'NEAREST', 'ENOUGH', 'RIVAL', 'CLEARLY', 'HOPEFUL', 'TILTS', 'SLOW', 'TURNED', 'DEPTHS',
+           'TURN_ERROR', 'FOCUS_ERROR', 'LACKING', 'TEMPERATURE', 'DRAWS', 'CHAINS', 'JUMP', 'LEAST', 'MOST',
+           'CALIBRATED', 'BY_CHANCE', 'AHEAD', 'EXPLAINED', 'FAINTEST', 'NOISE', 'AT_MOST', 'FIVE_FOLD', 'MORE',
+           'ParticleView', 'check_element', 'view_particle', 'model_image', 'exit_defocus', 'compared', 'placed',
+           'beam_directions', 'sized', 'likely_orientations', 'refined', 'focus_range', 'ParticleFit',
+           'least_explained', 'refused', 'fit_particle', 'fit_row']
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #cbe511d1
 from collections.abc import Sequence
@@ -132,6 +132,12 @@ def _background(image, labels, s):  # the image relative to it, and its power sp
     if (film[1] <= 0).any(): raise UserError('the background has no noise, as in a clipped or computed image: nothing can be compared with it')
     return relative, film
 
+# %% ../../nbs/atoms/08_particle_fit.ipynb #7f5a82ea
+def _levelled(view):  # the view with what is recorded, over a noise that is not stronger than its median allows
+    recorded = _weighted(view, view.image)
+    level = min(1., float((recorded.abs()**2).median())/np.log(2))
+    return replace(view, weight=view.weight/level**.5, recorded=recorded/level**.5)
+
 # %% ../../nbs/atoms/08_particle_fit.ipynb #eca44308
 def view_particle(
     m:Micrograph,
@@ -160,7 +166,7 @@ def view_particle(
                         (y - n//2, x - n//2), measure_lattice(small, own.astype(int), element).spacings_nm[0] != '',
                         torch.from_numpy(g[band]/s > .9*3**.5/lattice_constant(element)),
                         tuple(film_foci(*film, s, energy, Cs)), m.Cs is not None)
-    return replace(view, recorded=_weighted(view, view.image))
+    return _levelled(view)
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #f74b584c
 def _scene(p, view):  # in a cell as wide as the view; the atom at 0 lies in its middle
@@ -505,6 +511,7 @@ SOFT, FIRM, LAST = .6, .4, (.2, .12)  # Å, surfaces of models: of the first ste
 APART = np.radians(.8), 25.  # rad, and Å of focus, between models that are followed
 OTHER, NEAREST = np.radians(5), 4  # from there on it is another orientation; of these, as many are compared with the best
 ENOUGH, RIVAL = .96, .1  # of what is beyond noise: nothing more is tried; by how much less a second model may explain
+CLEARLY = 1.  # power beyond noise: with less, restarts are tried however much is explained
 HOPEFUL = .5  # explained: below, five-fold particles come first, and nothing is restarted or freed
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #370ad81a
@@ -559,9 +566,11 @@ def _other_tilts(view, p):  # the best of tilted models, and of those turned by 
     return _thinned(view, some, [(3, 5, NUMBERS), (5, 2, NUMBERS)])
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #e798de15
+def _enough(view, p): return p.explained > ENOUGH and _beyond(view) > CLEARLY
+
 def _restarted(view, p, turns):  # the best of the model and of what restarts end in
     for _ in range(turns):
-        if p.explained > ENOUGH: break
+        if _enough(view, p): break
         tilted = _other_tilts(view, p)
         some = tilted + [q for t in tilted for q in _other_bodies(view, t)]
         q = _best(_all_refined(view, [replace(s, edge=FIRM) for s in some], 8, ROUGH))
@@ -590,7 +599,7 @@ def _descended(view, tell, kind='one crystal'):  # where descents from the spect
 def _improved(view, found, tell):  # the same models, restarted and refined, the best first
     rivals, found = [p for p in found[:2] if p.explained > found[0].explained - RIVAL], [*found]
     for k, p in enumerate(rivals):
-        if max(q.explained for q in found) < ENOUGH: found[k] = _restarted(view, p, 1)
+        if not any(_enough(view, q) for q in found): found[k] = _restarted(view, p, 1)
         tell(.3*(k + 1))
     found.sort(key=lambda p: p.misfit)
     if found[0].explained > HOPEFUL: found[0] = _restarted(view, found[0], 2)
@@ -714,7 +723,7 @@ class ParticleFit:
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #2e3c8094
 BY_CHANCE, AHEAD, EXPLAINED = 2., 50., .95  # times the highest artanh by chance; scaled χ²; share beyond noise
-FAINTEST = .15  # power beyond noise: with less, an error of a few per cent in the noise's strength decides
+FAINTEST = .2  # power beyond noise: of less, an error of 5 % in the noise's strength would be more than a quarter
 NOISE, AT_MOST = 2., .05  # standard deviations of the noise's power, and what they may take off EXPLAINED
 
 def _beyond(view): return float((view.recorded.abs()**2).mean()) - 1  # recorded power over that of the noise, less 1

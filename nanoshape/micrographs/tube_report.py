@@ -150,7 +150,7 @@ def write_tube(
     best, proved = tables[-1].iloc[0] if len(tables[-1]) else None, _proved(tube, power, tables)
     simulated = match_image(tube, power, proved[0])[0] if proved else None
     png = as_png(plot_tube(tube, power, best, simulated)[0].figure, DPI)
-    shown = lambda t: (t.probability >= .001) | [any((p.n, p.m) == (r.n, r.m) for p in proved) for r in t.itertuples()]
+    shown = lambda t: (t.probability >= .001) | np.array([any((p.n, p.m) == (r.n, r.m) for p in proved) for r in t.itertuples()], bool)
     rows = [t[shown(t)].assign(wall=k) for k, t in zip(('outer', 'inner'), tables[::-1])]
     table, made = _with_matches(pd.concat(rows), proved).round(4), _record(m, tube, place, proved, params)
     text = summarise_tube(m, tube, tables, proved)
