@@ -447,8 +447,8 @@ def find_tube(
     good = [t for t in tubes if _like_a_tube(t) and (not place or _beside(t, place) < t.walls.diameters[-1]/2 + NEAR)]
     if not good: raise UserError(_NONE)
     best = max(good, key=lambda t: t.walls.explained)
-    if not WIDTHS[0] < best.walls.diameters[-1] < WIDTHS[1]: raise UserError(_OUTSIDE)
     if _bundled(best): raise UserError(_BUNDLE)
+    if not WIDTHS[0] < best.walls.diameters[-1] < WIDTHS[1]: raise UserError(_OUTSIDE)
     return best
 
 _NONE = 'nothing here is like a single tube: cut out a part where one runs straight and alone, or give its place'
