@@ -330,6 +330,11 @@ def test_a_place_names_its_own_tube_and_touching_ones_are_refused(tube):
     with pytest.raises(UserError, match='touch each other'): find_tube(touching)
 
 
+def test_no_walls_and_no_length_make_no_tube():
+    with pytest.raises(UserError, match='needs a wall'): carbon_nanotube()
+    with pytest.raises(UserError, match='has no atoms'): carbon_nanotube((10, 5), length=-3.)
+
+
 def test_turned_bonds_keep_their_distance():
     from ase import Atoms
     from nanoshape.simulate.nanotubes import with_tube_defects

@@ -34,6 +34,7 @@ from ..micrographs.particles import at_lattice_pixels, cropped, measure_lattice
 from ..micrographs.reading import Micrograph, lattice_pixel
 from .particle_model import (CRYSTAL_KINDS, TWIN, ParticleModel, depths, model_positions, shaped,
                                             soft_sites, turned_apart)
+from ..simulate.grains import misorientation
 from ..simulate.microscope import Microscope, displacement, images
 from ..simulate.multislice import debye_waller_factors, exit_waves
 from ..simulate.orientations import axis_angle, beam_direction
@@ -340,17 +341,12 @@ def _correlations(view, kind):  # of each direction, form and turn with the reco
     rings = np.sqrt((seen**2).mean(1)/(own**2).mean((0, 1, 3)))[:, None]
     return _alike(seen, own*rings), seen, rings
 
-# %% ../../nbs/atoms/08_particle_fit.ipynb #d25f8b15
-def _all_misorientations(r, others, group):  # rad (n,), between crystals with these rotations of their own
-    traces = np.einsum('nij,sji->ns', np.einsum('ji,njk->nik', r, others), group)
-    return np.arccos(np.clip((traces.max(1) - 1)/2, -1, 1))
-
 # %% ../../nbs/atoms/08_particle_fit.ipynb #89ec305f
 def _distinct(rotations, most, least, group):  # indices of the first `most` that are at least so far from those before
     out, left = [], np.arange(len(rotations))
     while len(left) and len(out) < most:
         out.append(int(left[0]))
-        left = left[_all_misorientations(rotations[left[0]], rotations[left], group) > least]
+        left = left[misorientation(rotations[left[0]], rotations[left], group) > least]
     return out
 
 # %% ../../nbs/atoms/08_particle_fit.ipynb #c034b740

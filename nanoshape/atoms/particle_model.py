@@ -10,13 +10,14 @@ __all__ = ['TWIN', 'CRYSTAL_KINDS', 'Crystal', 'facet_reaches', 'ParticleModel',
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 from fastcore.basics import patch
 from scipy.spatial.transform import Rotation
 from ..simulate.forms import NORMALS, closed, facet_ratio, mean_truncation, truncation_of
-from ..simulate.grains import CUBIC
-from ..simulate.orientations import axis_angle, reduced, symmetry_rotations
+from ..simulate.grains import CUBIC, misorientation
+from ..simulate.orientations import axis_angle, symmetry_rotations
 from ..simulate.structures import (decahedral_lattice, fcc_points, icosahedral_lattice, lattice_constant, polyhedron,
                                            turned_into_wedge)
 
@@ -26,9 +27,9 @@ class Crystal:
     "What fills a body, and how its facets lie."
     sites: Callable  # radius → sites (n, 3) around the atom at 0, both in lattice constants
     folded: Callable  # points (n, 3) from the body's centre, and their sites → folded points (n, 3)
-    d111: np.ndarray  # (k, 3), normals of the {111} facets that folded points can be near
-    d100: np.ndarray  # (k, 3), of the {100} facets; maybe none
-    planes: np.ndarray  # (k, 3), normals of all {111} and {200} planes
+    normals111: np.ndarray  # (k, 3), of the {111} facets that folded points can be near
+    normals100: np.ndarray  # (k, 3), of the {100} facets; maybe none
+    planes: np.ndarray  # (k, 3), normals of planes whose fringes may be the only ones: {111}, and {200} where they are facets
     symmetry: np.ndarray  # (k, 3, 3), rotations that leave it as it is
 
 # %% ../../nbs/atoms/07_particle_model.ipynb #16eb5835
@@ -64,7 +65,10 @@ _DECAHEDRON = Crystal(lambda n: decahedral_lattice(1., n), _wedge_folded, _CAP, 
                       np.vstack([v@w.T for w in _WEDGES for v in (_CAP, _CAP*[1, 1, -1], _SIDE, _WALL)]),
                       symmetry_rotations(np.vstack([_SIDE@w.T for w in _WEDGES] + [[0, 0, 2], [0, 0, -2]])))
 _FACES = polyhedron('icosahedron').normals
-_ICOSAHEDRON = Crystal(lambda n: icosahedral_lattice(1., n), lambda x, sites: x, _FACES, np.zeros((0, 3)), _FACES,
+_EDGES = np.array([np.cross(a, b) for a, b in combinations(_FACES, 2) if np.isclose(a@b, 5**.5/3)])  # along the edges, through the centre
+_TWINS = np.cross(_EDGES, np.array([a + b for a, b in combinations(_FACES, 2) if np.isclose(a@b, 5**.5/3)]))  # twin planes between tetrahedra
+_ICOSAHEDRON = Crystal(lambda n: icosahedral_lattice(1., n), lambda x, sites: x, _FACES, np.zeros((0, 3)),
+                       np.vstack([_FACES, _TWINS/np.linalg.norm(_TWINS, axis=1, keepdims=True)]),
                        symmetry_rotations(_FACES))
 CRYSTAL_KINDS = {'one crystal': _ONE, 'twin': _TWIN, 'decahedron': _DECAHEDRON, 'icosahedron': _ICOSAHEDRON}
 
@@ -138,7 +142,7 @@ def turned_apart(
     p:ParticleModel, q:ParticleModel,  # of one kind
 )->float:  # rad
     "The smallest angle that turns one model's lattice into the other's."
-    return float(Rotation.from_matrix(reduced(p.rotation.T@q.rotation, CRYSTAL_KINDS[p.kind].symmetry)).magnitude())
+    return misorientation(p.rotation, q.rotation, CRYSTAL_KINDS[p.kind].symmetry)
 
 # %% ../../nbs/atoms/07_particle_model.ipynb #9a646a69
 def depths(
@@ -150,7 +154,7 @@ def depths(
     inside = p.radius - np.linalg.norm(x, axis=1)
     if p.facets: return np.minimum(inside, (p.distances - x@NORMALS.T).min(1))
     x = c.folded(x, sites)
-    for d, normals in ((p.d111, c.d111), (p.d100, c.d100)): inside = np.minimum(inside, d - (x@normals.T).max(1, initial=-np.inf))
+    for d, normals in ((p.d111, c.normals111), (p.d100, c.normals100)): inside = np.minimum(inside, d - (x@normals.T).max(1, initial=-np.inf))
     return inside
 
 # %% ../../nbs/atoms/07_particle_model.ipynb #e09df9b2

@@ -11,9 +11,8 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 from scipy.spatial import cKDTree
-from scipy.spatial.transform import Rotation
 from ..core import NM, UserError
-from .orientations import axis_angle, random_rotation, reduced, symmetry_rotations
+from .orientations import axis_angle, random_rotation, symmetry_rotations
 from .supports import number_density
 from .structures import closed_shell, fcc_points, lattice_constant, polyhedron
 
@@ -59,10 +58,13 @@ TWINNED = ('icosahedron', 'decahedron')
 CUBIC = symmetry_rotations(np.vstack([np.eye(3), -np.eye(3)]))  # (24, 3, 3)
 
 def misorientation(
-    a:np.ndarray, b:np.ndarray,  # (3, 3), crystal to laboratory
-)->float:
-    "The smallest angle in rad that turns one cubic crystal into the other."
-    return float(Rotation.from_matrix(reduced(np.asarray(a).T@np.asarray(b), CUBIC)).magnitude())
+    a:np.ndarray, b:np.ndarray,  # (3, 3), crystal to laboratory; b may be several (n, 3, 3)
+    group:np.ndarray=CUBIC,  # (order, 3, 3), the crystals' own rotations
+)->float|np.ndarray:
+    "The smallest angle in rad that turns one crystal into the other; of each of several."
+    traces = np.einsum('...ij,sji->...s', np.asarray(a).T@np.asarray(b), group)
+    angle = np.arccos(np.clip((traces.max(-1) - 1)/2, -1, 1))
+    return angle if angle.ndim else float(angle)
 
 # %% ../../nbs/simulate/03_grains.ipynb #cb9c9024
 LEAST = np.radians(10)  # between neighbouring crystals

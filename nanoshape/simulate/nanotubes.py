@@ -29,7 +29,7 @@ def tubes_between(
     low:float, high:float,  # Å, of the diameter
     bond:float=BOND,
 )->list[tuple[int,int]]:
-    "All indices (n, m) of these diameters, by diameter."
+    "All (n, m) with diameters in this range, sorted by diameter."
     most = int(high*np.pi/(3**.5*bond)) + 1
     pairs = [(n, m) for n in range(3, most + 1) for m in range(n + 1) if low <= tube_diameter(n, m, bond) <= high]
     return sorted(pairs, key=lambda nm: tube_diameter(*nm))
@@ -39,7 +39,7 @@ def layer_lines(
     angle:float,  # rad, chiral
     bond:float=BOND,
 )->np.ndarray:  # 1/Å (3,), falling
-    "Frequencies along the axis of a tube's three first layer lines; its third is the difference of the others."
+    "Frequencies along the axis of the first three layer lines; the third is the difference of the other two."
     return 2/(3*bond)*np.cos([angle, np.pi/3 - angle, np.pi/3 + angle])
 
 # %% ../../nbs/simulate/10_nanotubes.ipynb #81f32d04
@@ -71,9 +71,11 @@ def carbon_nanotube(
     generator:np.random.Generator|None=None,  # turns, slides and mirrors each wall; None: all as they are built
 )->Atoms:
     "A nanotube along y around the origin; `arrays['wall']` from 0. Raises `UserError` for indices that make no tube and for walls that touch."
+    if not walls: raise UserError('a nanotube needs a wall: give its chiral indices, as in (10, 5)')
+    if not length > 0: raise UserError(f'a nanotube of {length:g} Å has no atoms: give its length in Å')
     draw = lambda: {} if generator is None else dict(turn=generator.uniform(0, 2*np.pi), slide=generator.uniform(-500, 500),
                                                      left=bool(generator.integers(2)))
-    parts = [_wall(n, m, length, bond, **draw()) for n, m in walls or ((0, 0),)]
+    parts = [_wall(n, m, length, bond, **draw()) for n, m in walls]
     radii = [tube_diameter(n, m, bond)/2 for n, m in walls]
     if any(np.diff(radii) <= 0): raise UserError('give the walls from the inside out, each wider than the one before')
     if len(radii) > 1 and min(np.diff(radii)) < WALL:
