@@ -6,7 +6,7 @@
 __all__ = ['RAY', 'APART', 'DENSITY', 'SPREAD', 'CONE', 'GAPS', 'STRIPS', 'NEAR', 'FIELD', 'DIAMETERS', 'WIDTHS', 'PIXEL',
            'COARSEST', 'NUMBERS', 'TWO_WALLS', 'NARROWEST', 'FIRST', 'SECOND', 'RING', 'INSIDE', 'AMOUNTS', 'BELIEVED',
            'LOW', 'HIGH', 'BESIDE', 'PHASES', 'REFERENCE', 'MOST_TILT', 'TILTS', 'DIAMETER_ERROR', 'FAR', 'FINER',
-           'SCALES', 'REFINED', 'COLUMNS', 'EXPLAINED', 'EACH_SIDE', 'SCATTER', 'TOUCHING', 'SECOND_TUBE', 'TRIED',
+           'SCALES', 'REFINED', 'COLUMNS', 'EXPLAINED', 'EACH_SIDE', 'SCATTER', 'ROPE', 'TOUCHING', 'BUNDLED', 'TRIED',
            'DIRECTIONS', 'Axis', 'along_axis', 'axis_angles', 'wall_contrast', 'Walls', 'fit_walls', 'foci_for', 'Tube',
            'traced', 'line_orders', 'windows', 'LinePower', 'fourth', 'line_power', 'line_gain', 'candidates',
            'find_tube']
@@ -410,14 +410,34 @@ def _cut(image, x, y, n):  # the square around (x, y), as far as it lies in the 
     return image[y:y + n, x:x + n]
 
 # %% ../../nbs/micrographs/08_tubes.ipynb #bb062f7b
-TOUCHING, SECOND_TUBE = 6., .5  # Å between two tubes; share of what is left that a second one explains, at least. Our choices
+ROPE, TOUCHING, BUNDLED = np.arange(6., 24.1, 1.), np.array([3., 3.4, 3.8]), 2.  # Å: diameters and gaps that are tried; log likelihood
 
-def _bundled(tube):  # is there another tube beside it, or in it?
-    n, own = len(tube.image), tube.walls
-    left = tube.image.mean(0) - own.profile(n)
-    other = fit_walls(left, tube.sampling, tube.energy, tube.Cs, np.arange(*DIAMETERS, .4), own.focus + np.arange(-20, 21, 10.))
-    apart = abs(other.place - own.place)*tube.sampling
-    return other.explained > SECOND_TUBE and apart < (own.diameters[-1] + other.diameters[-1])/2 + TOUCHING
+def _aside(n, sampling, far):  # spectra (…, n/2 + 1) that move a profile by so much, Å
+    return np.exp(-2j*np.pi*np.fft.rfftfreq(n, sampling)*np.asarray(far)[..., None])
+
+def _pairs(walls, profile, sampling):  # (share explained, both diameters' numbers, gap in Å), the best first
+    out = []
+    for i, d in enumerate(ROPE):
+        both = walls[:, i, None, None] + walls[:, None]*_aside(len(profile), sampling, (d + ROPE)/2 + TOUCHING[:, None])
+        share = _best_place(both, profile)[0].max(0)
+        gap, j = np.unravel_index(share.argmax(), share.shape)
+        out.append((float(share.max()), i, int(j), float(TOUCHING[gap])))
+    return sorted(out, reverse=True)
+
+# %% ../../nbs/micrographs/08_tubes.ipynb #b0cba986
+def _three(walls, profile, sampling, pair):  # share explained by a pair and the best third tube beside it
+    _, i, j, gap = pair
+    move = lambda far: _aside(len(profile), sampling, far)
+    two = walls[:, i] + walls[:, j]*move((ROPE[i] + ROPE[j])/2 + gap)
+    right, left = (ROPE[i] + ROPE[j])/2 + gap + (ROPE[j] + ROPE)/2 + TOUCHING[:, None], -(ROPE[i] + ROPE)/2 - TOUCHING[:, None]
+    return max(float(_best_place(two[:, None, None] + walls[:, None]*move(at), profile)[0].max()) for at in (right, left))
+
+def _bundled(tube):  # do tubes that touch explain the profile better than the one?
+    profile, s = tube.image.mean(0), tube.sampling
+    walls = wall_contrast(len(profile), s, tube.energy, tube.Cs, ROPE, foci_for(tube.energy, tube.Cs)[::2])
+    pairs = _pairs(walls, profile, s)
+    best = max(pairs[0][0], *(_three(walls, profile, s, p) for p in pairs[:4]))
+    return _better(best, tube.walls.explained) > BUNDLED
 
 # %% ../../nbs/micrographs/08_tubes.ipynb #e4c78503
 def _beside(tube, place):  # Å from the axis
