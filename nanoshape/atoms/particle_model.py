@@ -29,7 +29,7 @@ class Crystal:
     folded: Callable  # points (n, 3) from the body's centre, and their sites → folded points (n, 3)
     normals111: np.ndarray  # (k, 3), of the {111} facets that folded points can be near
     normals100: np.ndarray  # (k, 3), of the {100} facets; maybe none
-    planes: np.ndarray  # (k, 3), normals of planes whose fringes may be the only ones: {111}, and {200} where they are facets
+    planes: np.ndarray  # (k, 3), normals of planes that may show alone: {111}, and {200} where they are facets
     symmetry: np.ndarray  # (k, 3, 3), rotations that leave it as it is
 
 # %% ../../nbs/atoms/07_particle_model.ipynb #16eb5835
@@ -65,8 +65,8 @@ _DECAHEDRON = Crystal(lambda n: decahedral_lattice(1., n), _wedge_folded, _CAP, 
                       np.vstack([v@w.T for w in _WEDGES for v in (_CAP, _CAP*[1, 1, -1], _SIDE, _WALL)]),
                       symmetry_rotations(np.vstack([_SIDE@w.T for w in _WEDGES] + [[0, 0, 2], [0, 0, -2]])))
 _FACES = polyhedron('icosahedron').normals
-_EDGES = np.array([np.cross(a, b) for a, b in combinations(_FACES, 2) if np.isclose(a@b, 5**.5/3)])  # along the edges, through the centre
-_TWINS = np.cross(_EDGES, np.array([a + b for a, b in combinations(_FACES, 2) if np.isclose(a@b, 5**.5/3)]))  # twin planes between tetrahedra
+_NEXT = [(a, b) for a, b in combinations(_FACES, 2) if np.isclose(a@b, 5**.5/3)]  # faces with an edge in common
+_TWINS = np.array([np.cross(np.cross(a, b), a + b) for a, b in _NEXT])  # planes between tetrahedra hold edge and centre
 _ICOSAHEDRON = Crystal(lambda n: icosahedral_lattice(1., n), lambda x, sites: x, _FACES, np.zeros((0, 3)),
                        np.vstack([_FACES, _TWINS/np.linalg.norm(_TWINS, axis=1, keepdims=True)]),
                        symmetry_rotations(_FACES))

@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from ase import Atoms
 from scipy.fft import fft2, ifft2, irfft, rfft
-from .tubes import CONE, HIGH, LOW, MOST_TILT, RING, SPREAD, LinePower, Tube, foci_for, fourth, windows
+from .tubes import (CONE, HIGH, LOW, MOST_TILT, RING, SPREAD, LinePower, Tube, foci_for, fourth,
+                                         windows)
 from ..simulate.microscope import Microscope, images, transfer
 from ..simulate.multislice import debye_waller_factors, exit_waves
 from ..simulate.nanotubes import BOND, carbon_nanotube, tube_diameter
@@ -68,7 +69,8 @@ def tube_atoms(
 # %% ../../nbs/micrographs/09_tube_match.ipynb #118926b5
 def _blurs(tube, foci):  # of an atom's image at these foci, in Fourier space (foci, n, n)
     n, s, f = len(tube.image), tube.sampling, np.fft.fftfreq(len(tube.image), tube.sampling)
-    m = Microscope(tube.energy, Cs=tube.Cs, defocus=torch.tensor(np.asarray(foci, float)), focal_spread=SPREAD, angular_spread=CONE)
+    m = Microscope(tube.energy, Cs=tube.Cs, defocus=torch.tensor(np.asarray(foci, float)), focal_spread=SPREAD,
+                   angular_spread=CONE)
     return -transfer((n, n), s, m).imag.numpy()*scattering_factor('C')(np.hypot(f[:, None], f))
 
 # %% ../../nbs/micrographs/09_tube_match.ipynb #90a95ee5
@@ -79,7 +81,8 @@ def _counted(tube, atoms):  # spectrum (n, n) of the atoms' projection
     at = atoms.positions[:, :2]*FINER/tube.sampling
     low = np.floor(at).astype(int)
     share = lambda i, j: np.abs((1 - i - at + low)[:, 0]*(1 - j - at + low)[:, 1])  # of the four pixels around an atom
-    counts = sum(np.bincount((low[:, 1] + j) % n*n + (low[:, 0] + i) % n, share(i, j), n*n) for i, j in product((0, 1), repeat=2))
+    at_pixel = lambda i, j: (low[:, 1] + j) % n*n + (low[:, 0] + i) % n
+    counts = sum(np.bincount(at_pixel(i, j), share(i, j), n*n) for i, j in product((0, 1), repeat=2))
     k = np.fft.fftfreq(n//FINER, FINER/n).astype(int)
     return fft2(counts.reshape(n, n).astype(np.float32))[np.ix_(k, k)]
 
@@ -94,7 +97,7 @@ class TubeMatch:
     correlation: float  # of the two images in the layer lines' band, noise and all
 
 # %% ../../nbs/micrographs/09_tube_match.ipynb #f84c7640
-def _slides(band, model, either=False):  # log likelihood of each slide (n,), pixels; below 0 where the contrast is reversed, if that counts
+def _slides(band, model, either=False):  # log likelihood of each slide (n,), pixels; < 0: reversed contrast, if that counts
     n, own, power, total = len(model), rfft(model, axis=0), np.abs(fft2(band.window*model))**2, 0.
     for w, seen in zip(band.weights, band.recorded):
         c = n**2*irfft((seen*own.conj()).sum(1), n)
@@ -132,7 +135,8 @@ def matched(
     slides, found = np.arange(-steps, steps + 1), []
     for t, turn in product(_tilts(tilt), np.linspace(-far, far, int(np.ceil(2*far*TURNS*(n + m)/2/np.pi)) + 1)):
         spectrum = _counted(tube, tube_atoms(tube, n, m, t, turn))
-        found.append((float(_slides(band, ifft2(spectrum*blur).real, True)[slides].max()), float(t), float(turn), spectrum))
+        gains = _slides(band, ifft2(spectrum*blur).real, True)[slides]
+        found.append((float(gains.max()), float(t), float(turn), spectrum))
     best = sorted(found, key=lambda f: -f[0])[:PLACES]
     gain, t, turn, slide, focus = _at_foci(tube, band, slides, [f[1:] for f in best])
     return TubeMatch(n, m, t, turn, slide, gain, focus, (max(0., 2*gain*band.alike)/band.recorded_power)**.5)
@@ -146,8 +150,8 @@ def proof(
     most:int=PROVED,
 )->list[TubeMatch]:  # the best first
     "The likeliest candidates, however unlikely the second may be: the image has a say of its own."
-    return sorted([matched(tube, power, int(r.n), int(r.m), np.radians(r.tilt_deg)) for r in table.head(most).itertuples()],
-                  key=lambda t: -t.gain)
+    some = table.head(most).itertuples()
+    return sorted([matched(tube, power, int(r.n), int(r.m), np.radians(r.tilt_deg)) for r in some], key=lambda t: -t.gain)
 
 # %% ../../nbs/micrographs/09_tube_match.ipynb #8bb1a8a5
 def _exit_wave(tube, best):  # (1, n, n); Å from the tube's axis to the exit side
@@ -162,8 +166,8 @@ def _exit_wave(tube, best):  # (1, n, n); Å from the tube's axis to the exit si
 def match_image(
     tube:Tube, power:LinePower, best:TubeMatch,
 )->tuple[np.ndarray,float]:  # (n, n), relative to the background; Å
-    """The image simulated by multislice, upright as the tube's, and its focus from the tube's axis. A vibration of 0.3 Å and an MTF of 0.5
-    at Nyquist are assumed."""
+    """The image simulated by multislice, upright as the tube's, and its focus from the tube's axis. A vibration of
+    0.3 Å and an MTF of 0.5 at Nyquist are assumed."""
     wave, below = _exit_wave(tube, best)
     foci = foci_for(tube.energy, tube.Cs)
     at_exit = torch.tensor(foci + below, dtype=torch.float32)

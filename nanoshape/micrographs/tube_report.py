@@ -42,8 +42,8 @@ def _wall_words(table, diameter, walls, proved):  # of one of them
         some = ', '.join(f'({r.n}, {r.m}) {r.probability:.0%}' for r in table.head(3).itertuples())
         return f'{diameter/NM:.2f} nm in diameter, whose chiral indices are not sure; the likeliest: {some}'
     sure = 'more than 99 %' if best.probability > .99 else f'{best.probability:.0%}'
-    return (f'{diameter/NM:.2f} nm in diameter, ({best.n:.0f}, {best.m:.0f}) with a probability of {sure} among the candidates: '
-            f'chiral angle {best.chiral_deg:.1f}°, tilted by about {best.tilt_deg:.0f}°')
+    return (f'{diameter/NM:.2f} nm in diameter, ({best.n:.0f}, {best.m:.0f}) with a probability of {sure} among the '
+            f'candidates: chiral angle {best.chiral_deg:.1f}°, tilted by about {best.tilt_deg:.0f}°')
 
 # %% ../../nbs/micrographs/10_tube_report.ipynb #fdc95267
 def summarise_tube(m:Micrograph, tube:Tube, tables:list[pd.DataFrame], proved:Sequence[TubeMatch]=())->str:
@@ -90,16 +90,17 @@ def plot_tube(
     return axs
 
 # %% ../../nbs/micrographs/10_tube_report.ipynb #4e370f4a
-CAUTION = ('Voltage and spherical aberration are taken as given. A focal spread of 4 nm and a convergence of 0.6 mrad are '
-           "assumed, foci within 15 nm of 0 (without a corrector: from 50 nm less to 30 nm more underfocus than Scherzer's), a "
-           'single-walled tube, or a double-walled one whose outer wall is wider than 1.3 nm, a tilt of at most 10°, and '
-           'undisturbed carbon; the simulated image has a vibration of 0.03 nm and an MTF of 0.5 at Nyquist. A probability compares '
-           'the candidates with each other: it does not say that any of them is right, and more reports are wrong than it says (figures/nanotubes). '
+CAUTION = ('Voltage and spherical aberration are taken as given. A focal spread of 4 nm and a convergence of 0.6'
+           ' mrad are assumed, foci within 15 nm of 0 (without a corrector: from 50 nm less to 30 nm more '
+           "underfocus than Scherzer's), a single-walled tube, or a double-walled one whose outer wall is wider "
+           'than 1.3 nm, a tilt of at most 10°, and undisturbed carbon; the simulated image has a vibration of '
+           '0.03 nm and an MTF of 0.5 at Nyquist. A probability compares the candidates with each other: it does'
+           ' not say that any of them is right, and more reports are wrong than it says (figures/nanotubes). '
            'Tubes that touch each other are refused where that is seen. Real tubes have not been tested yet.')
-LEGEND = ('Also in tube.csv. n, m: chiral indices; chiral_deg: chiral angle, 0° zigzag, 30° '
-          "armchair; tilt_deg: out of the image's plane; gain: log-likelihood ratio of the layer lines to noise alone; "
-          'matched: the same of the likeliest few candidates\' own images (weak phase objects); correlation: of those with the recorded '
-          'image, in the layer lines\' band.')
+LEGEND = ('Also in tube.csv. n, m: chiral indices; chiral_deg: chiral angle, 0° zigzag, 30° armchair; tilt_deg:'
+          " out of the image's plane; gain: log-likelihood ratio of the layer lines to noise alone; matched: "
+          "the same of the likeliest few candidates' own images (weak phase objects); correlation: of those "
+          "with the recorded image, in the layer lines' band.")
 
 def _assumed(m, energy, Cs):  # what neither the file nor a person has said
     words = [] if m.voltage else [f'{energy/1e3:g} kV (another with --kv)']
@@ -129,6 +130,10 @@ def _proved(tube, power, tables):  # of a tube of one wall whose lines show
     show = len(tables) == 1 and len(tables[0]) and tables[0].gain[0] >= LINES_SHOW
     return proof(tube, power, tables[0]) if show else []
 
+def _shown(table, proved):  # bool (n,): candidates that are likely, or were matched
+    said = {(p.n, p.m) for p in proved}
+    return (table.probability >= .001) | np.array([(r.n, r.m) in said for r in table.itertuples()], bool)
+
 def _with_matches(table, proved):  # the table with the likelihood and the correlation of each one that was matched
     of = {(p.n, p.m): (p.gain, p.correlation) for p in proved}
     found = [of.get((r.n, r.m), (np.nan, np.nan)) for r in table.itertuples()]
@@ -142,7 +147,8 @@ def write_tube(
     energy:float=80e3, Cs:float=0.,  # eV and Å, where the micrograph does not say them
     **params,  # recorded in run.json
 )->str:  # what was found, in two sentences
-    "Read a tube, and write tube.csv, tube.png, run.json and report.html. Raises `UserError` as `find_tube` and `line_power` do."
+    """Read a tube, and write tube.csv, tube.png, run.json and report.html. Raises `UserError` as `find_tube` and
+    `line_power` do."""
     use_style()
     tube = find_tube(m, place, energy, Cs)
     power = line_power(tube)
@@ -150,13 +156,13 @@ def write_tube(
     best, proved = tables[-1].iloc[0] if len(tables[-1]) else None, _proved(tube, power, tables)
     simulated = match_image(tube, power, proved[0])[0] if proved else None
     png = as_png(plot_tube(tube, power, best, simulated)[0].figure, DPI)
-    shown = lambda t: (t.probability >= .001) | np.array([any((p.n, p.m) == (r.n, r.m) for p in proved) for r in t.itertuples()], bool)
-    rows = [t[shown(t)].assign(wall=k) for k, t in zip(('outer', 'inner'), tables[::-1])]
+    rows = [t[_shown(t, proved)].assign(wall=k) for k, t in zip(('outer', 'inner'), tables[::-1])]
     table, made = _with_matches(pd.concat(rows), proved).round(4), _record(m, tube, place, proved, params)
     text = summarise_tube(m, tube, tables, proved)
     with result_folder(out, kind=TUBES) as folder:
         table.to_csv(folder/'tube.csv', index=False)
         (folder/'tube.png').write_bytes(png)
         write_json(folder/'run.json', made)
-        (folder/'report.html').write_text(_page(m, text, table, png, made, _assumed(m, energy, Cs), bool(proved)), encoding='utf-8')
+        page = _page(m, text, table, png, made, _assumed(m, energy, Cs), bool(proved))
+        (folder/'report.html').write_text(page, encoding='utf-8')
     return text

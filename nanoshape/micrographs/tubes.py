@@ -409,8 +409,14 @@ def _cut(image, x, y, n):  # the square around (x, y), as far as it lies in the 
     x, y = (int(np.clip(v - n/2, 0, max(0, size - n))) for v, size in ((x, image.shape[1]), (y, image.shape[0])))
     return image[y:y + n, x:x + n]
 
+def _at_pixels(m, place):  # image, Å per pixel and place at pixels that are not too fine
+    image = resampled(m.image, m.sampling, PIXEL) if m.sampling < .75*PIXEL else m.image
+    s = m.sampling*m.image.shape[0]/image.shape[0]
+    return image, s, place and tuple((v + .5)*m.sampling/s - .5 for v in place)
+
 # %% ../../nbs/micrographs/08_tubes.ipynb #bb062f7b
-ROPE, TOUCHING, BUNDLED = np.arange(6., 24.1, 1.), np.array([3., 3.4, 3.8]), 2.  # Å: diameters and gaps that are tried; log likelihood
+ROPE, TOUCHING = np.arange(6., 24.1, 1.), np.array([3., 3.4, 3.8])  # Å: diameters and gaps that are tried
+BUNDLED = 2.  # log likelihood from which it is a bundle. Our choice
 
 def _aside(n, sampling, far):  # spectra (…, n/2 + 1) that move a profile by so much, Å
     return np.exp(-2j*np.pi*np.fft.rfftfreq(n, sampling)*np.asarray(far)[..., None])
@@ -429,8 +435,10 @@ def _three(walls, profile, sampling, pair):  # share explained by a pair and the
     _, i, j, gap = pair
     move = lambda far: _aside(len(profile), sampling, far)
     two = walls[:, i] + walls[:, j]*move((ROPE[i] + ROPE[j])/2 + gap)
-    right, left = (ROPE[i] + ROPE[j])/2 + gap + (ROPE[j] + ROPE)/2 + TOUCHING[:, None], -(ROPE[i] + ROPE)/2 - TOUCHING[:, None]
-    return max(float(_best_place(two[:, None, None] + walls[:, None]*move(at), profile)[0].max()) for at in (right, left))
+    right = (ROPE[i] + ROPE[j])/2 + gap + (ROPE[j] + ROPE)/2 + TOUCHING[:, None]
+    left = -(ROPE[i] + ROPE)/2 - TOUCHING[:, None]
+    share = lambda at: _best_place(two[:, None, None] + walls[:, None]*move(at), profile)[0].max()
+    return float(max(share(right), share(left)))
 
 def _bundled(tube):  # do tubes that touch explain the profile better than the one?
     profile, s = tube.image.mean(0), tube.sampling
@@ -456,9 +464,7 @@ def find_tube(
     above zero, a place outside of it, and where nothing is like a tube."""
     _check_tube_image(m)
     if place: _check_place(m, place)
-    image = resampled(m.image, m.sampling, PIXEL) if m.sampling < .75*PIXEL else m.image
-    s = m.sampling*m.image.shape[0]/image.shape[0]
-    place = place and tuple((v + .5)*m.sampling/s - .5 for v in place)
+    image, s, place = _at_pixels(m, place)
     how, n = (s, m.voltage or energy, Cs if m.Cs is None else m.Cs), round(FIELD/s)
     relative = image/np.median(image) - 1
     seen = sorted([(clear, angle, x, y) for x, y in _squares(image, s, place)
