@@ -25,7 +25,7 @@ from nanoshape.core import UserError, check_replaceable, project_root, result_fo
 
 ROOT = project_root(Path(__file__))
 LIBRARY = {'Foundations': '0[01]_*', 'Simulate': 'simulate/*', 'Data sets': 'datasets/*', 'Learn': 'learn/*', 'Micrographs': 'micrographs/*',
-           'Atoms': 'atoms/*', 'Studies': 'studies/*', 'Front': '0[234]_*'}  # the package's parts, in order: each uses only those before it
+           'Atoms': 'atoms/*', 'Studies': 'studies/*', 'Front': '0[2345]_*'}  # the package's parts, in order: each uses only those before it
 PARTS = {part: sorted((ROOT/'nbs').glob(pattern + '.ipynb')) for part, pattern in
          ({'Start': 'index', 'Tutorials': 'tutorials/*'} | LIBRARY | {'Figures': 'figures/*', 'Experiments': 'experiments/*'}).items()}
 TEXTS = {'README.md': 'README', 'docs/commands.md': 'Commands', 'docs/real_micrographs.md': 'Real micrographs',
