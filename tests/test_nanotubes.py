@@ -326,6 +326,8 @@ def test_a_place_names_its_own_tube_and_touching_ones_are_refused(tube):
         found = find_tube(pair, (n/2 + at/s, n/2))
         assert abs(found.walls.diameters[-1] - d) < 1 and abs((found.axis.x - n/2)*s - at) < 2
     with pytest.raises(UserError, match='like a single tube'): find_tube(pair, (n/2, n/2))
+    stretched = replace(pair, pixels=(n, n//2))  # of a file whose pixels were twice as wide as high
+    assert find_tube(stretched, ((n/2 + 30/s)/2, n/2)).walls.diameters[-1] > 20
     touching = Micrograph(image_of((-8.7, 14.), (8.7, 14.)), s, 'bundle', voltage=80e3, Cs=0.)
     with pytest.raises(UserError, match='touch each other'): find_tube(touching)
 

@@ -395,7 +395,7 @@ def _check_tube_image(m):  # Raises `UserError`
 
 # %% ../../nbs/micrographs/08_tubes.ipynb #3b49a9ec
 def _check_place(m, place):
-    (x, y), (h, w) = place, m.image.shape
+    (x, y), (h, w) = place, m.pixels or m.image.shape
     if not (0 <= x < w and 0 <= y < h): raise UserError(f'there is no place {x:g}, {y:g} in an image of {w} × {h} pixels')
 
 def _squares(image, sampling, place):  # middles (x, y) of the squares that are looked at, pixels
@@ -411,8 +411,8 @@ def _cut(image, x, y, n):  # the square around (x, y), as far as it lies in the 
 
 def _at_pixels(m, place):  # image, Å per pixel and place at pixels that are not too fine
     image = resampled(m.image, m.sampling, PIXEL) if m.sampling < .75*PIXEL else m.image
-    s = m.sampling*m.image.shape[0]/image.shape[0]
-    return image, s, place and tuple((v + .5)*m.sampling/s - .5 for v in place)
+    s, given = m.sampling*m.image.shape[0]/image.shape[0], (m.pixels or m.image.shape)[::-1]  # of the file
+    return image, s, place and tuple((v + .5)*n/k - .5 for v, n, k in zip(place, image.shape[::-1], given))
 
 # %% ../../nbs/micrographs/08_tubes.ipynb #bb062f7b
 ROPE, TOUCHING = np.arange(6., 24.1, 1.), np.array([3., 3.4, 3.8])  # Å: diameters and gaps that are tried
