@@ -348,7 +348,7 @@ def test_in_a_browser_a_particle_is_chosen_with_the_keyboard(tab, mine):
     number = one.get_attribute('data-label')
     tab.keyboard.press('Enter')
     tab.get_by_alt_text('the particle').wait_for()
-    assert f'Particle {number}' in tab.get_by_role('status').inner_text()
+    tab.get_by_role('status').filter(has_text=f'Particle {number}').wait_for()
     shown(tab, 'chosen')
 
 

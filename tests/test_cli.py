@@ -59,6 +59,8 @@ def test_decimal_commas_are_understood():
     from nanoshape.cli import parser
     assert parser().parse_args(['analyse', 'a.png', '--pixel-size', '0,0586']).pixel_size == .0586
     assert 'not a number such as' in nanoshape('analyse', 'a.png', '--pixel-size', '1.000,5').stderr
+    for value in ('nan', 'inf', '-inf'):
+        with pytest.raises(SystemExit): parser().parse_args(['tube', 'a.png', f'--cs={value}'])
 
 
 def test_the_command_is_installed():

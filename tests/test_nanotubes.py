@@ -55,7 +55,7 @@ def test_a_tube_and_its_mirror_image_differ_by_the_mirror_alone():
 def test_walls_within_walls():
     assert all(APART[0] <= (tube_diameter(17, 8) - tube_diameter(*t))/2 <= APART[1] for t in inner_walls(17, 8)) and inner_walls(17, 8)
     for walls, sentence in [(((2, 5),), 'give n ≥ 3'), (((10, 10), (11, 11)), 'touch'), (((11, 11), (6, 6)), 'from the inside out'),
-                            ((), 'give n ≥ 3')]:
+                            ((), 'needs a wall')]:
         with pytest.raises(UserError, match=sentence): carbon_nanotube(*walls)
 
 

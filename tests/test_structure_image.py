@@ -98,7 +98,7 @@ def test_without_a_corrector_scherzers_focus_is_taken(tmp_path, capsys):
 
 @pytest.mark.parametrize('words, says', [
     (['--out', 'x.png'], 'ends in .tif'), (['--out', 'no/x.tif'], 'there is no folder'), (['--out', 'there.tif'], 'exists already'),
-    (['--pixel-size', 'nan'], 'makes no sense'), (['--dose', '-1'], 'makes no sense'), (['--kv', '0'], ''), (['--mtf', '2'], 'makes no sense'),
+    (['--pixel-size', '-0.05'], 'makes no sense'), (['--dose', '-1'], 'makes no sense'), (['--kv', '0'], ''), (['--mtf', '2'], 'makes no sense'),
     (['--repeat', '400', '400', '400'], 'too many')])
 def test_a_mistake_gets_a_sentence_and_leaves_nothing(words, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
