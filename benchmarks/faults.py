@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/faults.py                    # every command, 100 kills each
     .venv/bin/python benchmarks/faults.py simulate sweep --kills 20
 
-Before each start a note lies in the result's place, as a person may have put it there; after each kill it must still be there, and a result that was
-there before must be whole. Every tenth time the command runs to its end and is compared with one that nobody killed.
+Before each start a note lies beside the result, as a person may have put it there; after each kill it must still be there.
+Every tenth time the command runs to its end and is compared with one that nobody killed.
 """
 import argparse
 import hashlib
@@ -34,14 +34,16 @@ pathlib.Path(out, 'metrics.json').write_text(json.dumps(dict(params=dict(seed=se
 
 
 def micrograph(path, seed=0, n=192):
-    """A grey image with dark discs, and its labels."""
+    """A grey image with dark discs, its labels, and the image alone in another folder."""
+    from nanoshape.datasets.batches import write_tiff
     g = np.random.default_rng(seed)
     y, x = np.mgrid[:n, :n]
     labels = np.zeros((n, n), np.uint8)
     for k, (a, b) in enumerate([(48, 50), (130, 120)], 1): labels[np.hypot(y - a, x - b) < 22] = k
     image = g.poisson(400 - 120*(labels > 0)).astype(np.float32)
-    tifffile.imwrite(path, image)
+    write_tiff(path, image, .5)
     tifffile.imwrite(path.with_name(f'{path.stem}_labels.tif'), labels)
+    write_tiff(path.parents[1]/f'plain/{path.name}', image, .5)
 
 
 def crystal(path):
@@ -59,21 +61,19 @@ def crystal(path):
 def jobs(home):
     """Name → arguments without `--out`, and whether an interrupted one goes on where it was."""
     for k in range(3): micrograph(home/f'images/im{k}.tif', k)
-    micrograph(home/'one.tif')
     pixel = crystal(home/'ceria.tif')
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("seed: int = 0\nout: str = '.'", metadata=dict(tags=['parameters'])),
                                                nbformat.v4.new_code_cell(EXPERIMENT)])
     notebook.metadata.kernelspec = dict(display_name='python3', language='python', name='python3')
     nbformat.write(notebook, home/'quick.ipynb')
     (home/'sweep.yaml').write_text(json.dumps(dict(notebook=str(home/'quick.ipynb'), laptop=dict(grid=dict(seed=[0, 1, 2])))))
-    size = ['--pixel-size', '0.05']
     return {'simulate': (['simulate', str(ROOT/'data/recipes/tiny.yaml'), '--workers', '2'], True),
-            'analyse': (['analyse', str(home/'images'), *size, '--workers', '1'], True),
+            'analyse': (['analyse', str(home/'plain'), '--workers', '1'], True),
             'sweep': (['sweep', str(home/'sweep.yaml'), '--anywhere', '--workers', '1', '--table', str(home/'table.csv')], True),
             'train': (['train', 'tiny', '--steps', '8', '--structures', '24'], True),
             'heights': (['heights', str(home/'ceria.tif'), '--pixel-size', f'{pixel:.5f}', '--counts'], False),
-            'fit': (['fit', str(home/'one.tif'), *size, '--labels', str(home/'one_labels.tif'), '--kv', '300'], False),
-            'train-detector': (['train-detector', str(home/'images'), *size, '--epochs', '1'], False)}
+            'fit': (['fit', str(home/'images/im0.tif'), '--labels', str(home/'images/im0_labels.tif'), '--kv', '300'], False),
+            'train-detector': (['train-detector', str(home/'images'), '--epochs', '1'], False)}
 
 
 def contents(folder):
@@ -84,8 +84,8 @@ def contents(folder):
 
 
 def begin(arguments, out):
-    option = [] if arguments[0] == 'train-detector' else ['--out', str(out)]
-    if arguments[0] == 'train-detector': option = ['--out', str(out/'detector.safetensors')]
+    place = {'simulate': [str(out/'store')], 'train': ['--out', str(out/'network')], 'train-detector': ['--out', str(out/'own.safetensors')]}
+    option = place.get(arguments[0], ['--out', str(out/'result')])
     return subprocess.Popen([*COMMAND, *arguments, *option], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                             start_new_session=True, env=os.environ | dict(OMP_NUM_THREADS='1', MPLBACKEND='agg'))
 
@@ -132,7 +132,7 @@ def main():
     a, rows = p.parse_args(), []
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        (home/'images').mkdir()
+        for part in ('images', 'plain'): (home/part).mkdir()
         known = jobs(home)
         if wrong := [c for c in a.commands if c not in known]: raise SystemExit(f'no command {wrong[0]!r}: choose of {", ".join(known)}')
         for name in a.commands or known:

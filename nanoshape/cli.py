@@ -533,8 +533,9 @@ def _heights_command(sub):
 def _fit_command(sub):
     f = sub.add_parser('fit', help='fit an atomic model to a particle, and say how well its simulated image agrees',
                        description='Looks for the orientation, form, size and focus whose simulated image is most like '
-                                   'the recorded one, for single crystals of fcc metals up to 15 nm; one to ten '
-                                   'minutes for a particle. Ctrl-C keeps what is done.')
+                                   'the recorded one, for single crystals, twins, decahedra and icosahedra of fcc '
+                                   'metals, up to 15 nm; one to ten minutes for a particle. Ctrl-C keeps what is '
+                                   'done.')
     f.add_argument('image', metavar='PATH', help='DM3, DM4, EMD, SER, MRC, TIFF, PNG or JPEG')
     f.add_argument('--particle', type=_count, action='append', metavar='N',
                    help='the number that nanoshape analyse gives it; may be repeated (default: all that are whole and '
