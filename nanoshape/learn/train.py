@@ -180,6 +180,7 @@ def _falling(lr, factor, every, epochs):  # share of the training → learning r
     return lambda share: lr*factor**int(share*epochs/every + 1e-6)
 
 def _fit(learn, epochs, lr, falls, start):
+    if learn.checkpoint.random is not None: torch.set_rng_state(learn.checkpoint.random.cpu())  # dropout goes on as if nothing had been
     if falls is None: return learn.fit_one_cycle(epochs, lr, start_epoch=start)
     learn.fit(epochs, lr, cbs=ParamScheduler({'lr': _falling(lr, *falls, epochs)}), start_epoch=start)
 
@@ -198,8 +199,7 @@ def train(
     metric:Callable=accuracy,
     patience:int|None=None,  # epochs without a lower validation loss, after which it ends early
     begin:nn.Module|None=None,  # a trained network of this architecture, whose training goes on
-    opt:str='adam',  # a key of `OPTIMISERS`
-    falls:tuple[float,int]|None=None,  # factor, epochs: instead of the cycle, `lr` falls by the factor after every so many epochs
+    opt:str='adam', falls:tuple[float,int]|None=None,  # a key of `OPTIMISERS`; factor and epochs: `lr` falls in such steps, without a cycle
 )->Learner:
     "A trained `Learner`. Raises `UserError` for a checkpoint of another training."
     asked = _asked(dls, patience, begin, arch, opt, falls, epochs=epochs, lr=lr, seed=seed)
@@ -210,7 +210,6 @@ def train(
     start = _resume(learn, checkpoint) if checkpoint and Path(checkpoint).is_file() else 0
     learn.add_cbs([Autocast()]*_precision(learn, bf16))
     dls.train.draws, dls.train.seed = start, seed  # neither the batch above nor a restart shifts the epochs' seeds
-    if learn.checkpoint.random is not None: torch.set_rng_state(learn.checkpoint.random.cpu())  # dropout goes on as if nothing had been
     _fit(learn, epochs, lr, falls, start)
     if checkpoint and not keep: Path(checkpoint).unlink(missing_ok=True)
     return learn

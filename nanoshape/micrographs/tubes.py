@@ -453,6 +453,11 @@ def _beside(tube, place):  # Å from the axis
     along, across = dy*np.cos(a.angle) + dx*np.sin(a.angle), dx*np.cos(a.angle) - dy*np.sin(a.angle)
     return abs(across - a.curvature*along**2/2)*tube.sampling
 
+_NONE = 'nothing here is like a single tube: cut out a part where one runs straight and alone, or give its place'
+_BUNDLE = 'tubes touch each other here, and only single ones are read: choose a place where one is alone'
+_OUTSIDE = f'the tube is not between {WIDTHS[0]/NM:.2f} and {WIDTHS[1]/NM:.2f} nm wide, and only such tubes are read'
+
+# %% ../../nbs/micrographs/08_tubes.ipynb #077d4cec
 TRIED, DIRECTIONS = 6, 2  # directions that are tried, the clearest of all; and at most of one square
 
 def find_tube(
@@ -461,7 +466,7 @@ def find_tube(
     energy:float=80e3, Cs:float=0.,  # eV and Å, where the micrograph does not say them
 )->Tube:
     """The clearest tube. Raises `UserError` for pixels that are too coarse, an image that is too small or has no background
-    above zero, a place outside of it, and where nothing is like a tube."""
+    above zero, a place outside of it, where nothing is like a tube, and where tubes touch."""
     _check_tube_image(m)
     if place: _check_place(m, place)
     image, s, place = _at_pixels(m, place)
@@ -476,8 +481,3 @@ def find_tube(
     if _bundled(best): raise UserError(_BUNDLE)
     if not WIDTHS[0] < best.walls.diameters[-1] < WIDTHS[1]: raise UserError(_OUTSIDE)
     return best
-
-_NONE = 'nothing here is like a single tube: cut out a part where one runs straight and alone, or give its place'
-_BUNDLE = 'tubes touch each other here, and only single ones are read: choose a place where one is alone'
-_OUTSIDE = f'the tube is not between {WIDTHS[0]/NM:.2f} and {WIDTHS[1]/NM:.2f} nm wide, and only such tubes are read'
-
